@@ -1,0 +1,348 @@
+"""A published checkpoint, a saved one or the bundled one becomes the right compressor."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctxdocs.compressors import METHODS, compressor_class
+from ctxdocs.compressors.saving import OWN_TENSORS, read_card
+from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.prompts import PromptFormat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ctxdocs.compressors.base import Compressor
+
+#: Name of the model that comes with the package.
+BUNDLED = "bundled"
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def bundled_path() -> Path:
+    """Return the folder of the model that comes with the package."""
+    return Path(__file__).parent / "models" / "bundled"
+
+
+def load_compressor(
+    name_or_path: str | os.PathLike[str] | None = None,
+    method: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str = "auto",
+    **settings: Any,
+) -> Compressor:
+    """Load a compressor, in evaluation mode and with gradients off.
+
+    Parameters
+    ----------
+    name_or_path : str or path, optional
+        A folder in the authors' checkpoint format or saved by :meth:`Compressor.save`, or a name on the Hugging Face
+        hub. None, or ``"bundled"``, is the small model that comes with the package.
+    method : str, optional
+        Method of the checkpoint; found from its configuration when left out.
+    device : str or torch.device
+        ``"auto"`` is the first CUDA device, or the CPU.
+    dtype : str or torch.dtype
+        ``"auto"`` is the dtype the checkpoint was saved in. A name like ``"bfloat16"`` works too.
+    attn_implementation : str
+        ``"auto"`` lets transformers choose; ``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` force one.
+    **settings
+        The method's run settings, for example ``segment_tokens=512``; they replace what the checkpoint says. For a
+        LoRA adapter without its base beside it, ``base_model`` names the base.
+
+    Returns
+    -------
+    Compressor
+        Ready to compress and to read.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no checkpoint there, it is incomplete, or its method cannot be told.
+    """
+    if name_or_path is None or str(name_or_path) == BUNDLED:
+        name_or_path = bundled_path()
+    folder = _folder(name_or_path)
+    card = read_card(folder)
+    base = _base_folder(folder, settings.pop("base_model", None))
+    config = {
+        **_read_json(base / "config.json"),
+        **_read_json(folder / "config.json", may_lack=base != folder),
+    }
+    method = method or (card["method"] if card else _detect(config, folder))
+    cls = compressor_class(method)
+    run_settings = _settings(cls, {**(card["settings"] if card else {}), **settings})
+    weights = read_weights(base)
+    own_names = cls.own_tensors(config)
+    own = {name: weights.pop(name) for name in own_names & weights.keys()}
+    model = _build_model(base, weights, dtype, attn_implementation)
+    if (folder / _ADAPTER_CONFIG).is_file():
+        own.update(_merge_adapter(model, folder, own_names))
+    if missing := sorted(own_names - own.keys()):
+        raise CheckpointError(f"{folder} lacks tensors of {method}: {_listed(missing)}")
+    compressor = cls.build(
+        model.to(_device(device)),  # type: ignore[arg-type]
+        _load_tokenizer(folder) or _load_tokenizer(base),
+        config,
+        own,
+        prompt_format=PromptFormat.from_dict(card["prompt_format"]) if card else None,
+        **run_settings,
+    )
+    compressor.requires_grad_(False)
+    return compressor.eval()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint by name, mapped from its files and not yet read.
+
+    One file or shards, safetensors or ``.bin`` (loaded with ``weights_only``); where both are there, safetensors.
+
+    Raises
+    ------
+    CheckpointError
+        If there are no weights, or a shard that the index names is missing or damaged.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{folder} holds no weights", f"expected one of {', '.join(_WEIGHTS)}")
+    if found.suffix == ".json":
+        names = set(_read_json(found).get("weight_map", {}).values())
+        if unsafe := sorted(name for name in names if Path(name).name != name):
+            raise CheckpointError(f"{found} names files outside its folder: {_listed(unsafe)}")
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = [found]
+    if (folder / OWN_TENSORS).is_file():
+        files.append(folder / OWN_TENSORS)
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                weights.update(load_file(path))
+            else:
+                weights.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        except (
+            Exception
+        ) as error:  # each reader raises kinds of its own; every one means a file that cannot be read
+            raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+    return weights
+
+
+def _base_folder(folder: Path, base_model: str | os.PathLike[str] | None) -> Path:
+    """Where the base model lies: beside the adapter, where the caller says, or where the adapter says."""
+    if any((folder / name).is_file() for name in _WEIGHTS) or not (folder / _ADAPTER_CONFIG).is_file():
+        return folder
+    named = base_model or _read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not named:
+        raise CheckpointError(
+            f"{folder} is an adapter and does not say of which model", "pass base_model=..."
+        )
+    return _folder(named)
+
+
+def _folder(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
+            raise CheckpointError(f"{path} is no checkpoint: it has no config.json", "give a model folder")
+        return path
+    name = str(name_or_path)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"there is no checkpoint folder at {path}", "check the path, or give a hub name owner/model"
+        )
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    """Fetch a checkpoint from the hub into its local cache; only weights, configuration and tokenizer."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated on the hub", "accept its licence there, then run: hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"there is no model {name} on the hub, nor a folder of that name") from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{name!r} is neither a folder nor a valid hub name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{name} is not in the local cache and could not be downloaded",
+            "check the network, or give the path of a local copy",
+        ) from error
+
+
+def _detect(config: Mapping[str, Any], folder: Path) -> str:
+    for method in METHODS:
+        if compressor_class(method).recognises(config):
+            return method
+    raise CheckpointError(
+        f"{folder} is a model, but its config.json names no compression method",
+        f"pass method=..., one of: {', '.join(METHODS)}",
+    )
+
+
+def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings the method does not have, by name."""
+    known = inspect.signature(cls.__init__).parameters.keys() - {
+        "self",
+        "model",
+        "tokenizer",
+        "prompt_format",
+    }
+    if unknown := sorted(settings.keys() - known):
+        raise InputError(
+            f"{cls.method} has no setting {_listed(unknown)}", f"it has: {', '.join(sorted(known))}"
+        )
+    return settings
+
+
+def _build_model(
+    folder: Path, weights: dict[str, Tensor], dtype: str | torch.dtype, attn_implementation: str
+) -> PreTrainedModel:
+    """Build the stock transformers model that ``config.json`` names and fill it; every tensor must find its place."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
+
+    options: dict[str, Any] = (
+        {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
+    )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        with _quiet():
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds; each means that this folder cannot be loaded
+        raise CheckpointError(f"{folder} could not be loaded: {_first_line(error)}") from error
+    name = type(model).__name__
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{folder} lacks tensors of {name}: {_listed(missing)}")
+    if mismatched := info["mismatched_keys"]:
+        shapes = [
+            f"{key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(mismatched)
+        ]
+        raise CheckpointError(f"{folder} holds tensors of the wrong shape: {_listed(shapes)}")
+    if unexpected := sorted(info["unexpected_keys"]):
+        raise CheckpointError(
+            f"{folder} holds tensors that {name} has no place for: {_listed(unexpected)}",
+            "another method, or another version of the model?",
+        )
+    return model
+
+
+def _merge_adapter(model: PreTrainedModel, folder: Path, own_names: set[str]) -> dict[str, Tensor]:
+    """Merge the folder's LoRA adapter into the base model; return the method's own tensors it holds."""
+    import torch
+    from safetensors.torch import load_file
+
+    from ctxdocs.modeling.lora import merge_lora
+
+    path = next((folder / name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has {_ADAPTER_CONFIG} but no adapter weights")
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    merge_lora(model, tensors, _read_json(folder / _ADAPTER_CONFIG))
+    prefix = "base_model.model."
+    return {name: tensors[prefix + name] for name in own_names if prefix + name in tensors}
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"the tokenizer in {folder} could not be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _device(device: str | torch.device) -> str | torch.device:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _read_json(path: Path, *, may_lack: bool = False) -> dict[str, Any]:
+    if may_lack and not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+class _quiet:
+    """Silence transformers' loading report: what it warns about is an error here, and named by us."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.level = logging.get_verbosity()
+        self.bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)
+        if self.bars:
+            logging.enable_progress_bar()

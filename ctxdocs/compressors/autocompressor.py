@@ -1,0 +1,440 @@
+"""AutoCompressor: documents become summary vectors, a soft prompt (Chevalier et al., arXiv 2305.14788).
+
+The text is read in segments. Behind each one stand ``summary_length`` summary slots; what the model's final norm
+puts out there is fed back, unchanged, as input embeddings in front of the next segment. With
+``accumulate_summary`` the vectors of all segments are kept, without it only the latest (the RMT baseline,
+arXiv 2207.06881). ``summary_length = 0`` is the full-attention baseline: its memories are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxdocs.compressors.base import Compressor, Session
+from ctxdocs.errors import InputError
+from ctxdocs.memory import Memory, SoftPrompt
+from ctxdocs.prompts import PromptFormat, as_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Segment length of the published models: 6144 tokens in four compression steps.
+PUBLISHED_SEGMENT_TOKENS = 1536
+
+
+class AutoCompressor(Compressor):
+    """Compresses segments of text into summary vectors.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A Llama or OPT model (or another rotary decoder).
+    tokenizer : transformers.PreTrainedTokenizerBase, optional
+        Its tokenizer.
+    summary_length : int
+        Summary vectors per segment; the published models use 50.
+    accumulate_summary : bool
+        Keep the vectors of all segments (AutoCompressor) or of the last one (RMT).
+    segment_tokens : int, optional
+        Length of the segments documents are compressed in; default 1536, or less where the model has fewer positions.
+    prompt_format : PromptFormat, optional
+        Where sources and question stand when a library asks.
+    """
+
+    method = "autocompressor"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        summary_length: int,
+        accumulate_summary: bool = True,
+        segment_tokens: int | None = None,
+        prompt_format: PromptFormat | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, prompt_format=prompt_format)
+        self.summary_length = summary_length
+        self.accumulate_summary = accumulate_summary
+        room = self.backbone.max_positions - (summary_length if self.backbone.counts_slots else 0)
+        self.segment_tokens = (
+            min(PUBLISHED_SEGMENT_TOKENS, room) if segment_tokens is None else segment_tokens
+        )
+        if not 1 <= self.segment_tokens <= room:
+            raise InputError(
+                f"segments of {self.segment_tokens} tokens do not fit the model: with {summary_length} summary slots "
+                f"its {self.backbone.max_positions} positions hold between 1 and {room} tokens"
+            )
+        self.embed_summary = nn.Embedding(
+            summary_length, self.backbone.width, device=self.backbone.device, dtype=self.backbone.dtype
+        )
+        nn.init.normal_(self.embed_summary.weight, std=getattr(model.config, "initializer_range", 0.02))
+
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """Whether ``config.json`` names summary vectors or one of the authors' architectures."""
+        names = config.get("architectures") or []
+        return "summary_length" in config or any(name.endswith("AutoCompressorModel") for name in names)
+
+    @classmethod
+    def own_tensors(cls, config: Mapping[str, Any]) -> set[str]:
+        """``embed_summary.weight``, unless ``summary_length`` is 0."""
+        return {"embed_summary.weight"} if config.get("summary_length") else set()
+
+    @classmethod
+    def build(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        **settings: Any,
+    ) -> AutoCompressor:
+        """Build from a checkpoint in the authors' format, or in ours."""
+        compressor = cls(
+            model,
+            tokenizer,
+            summary_length=config.get("summary_length", 0),
+            accumulate_summary=config.get("accumulate_summary", False),
+            **settings,
+        )
+        for weight in tensors.values():
+            compressor.embed_summary.weight = nn.Parameter(
+                weight.to(device=compressor.backbone.device, dtype=compressor.backbone.dtype)
+            )
+        return compressor
+
+    @property
+    def format_settings(self) -> dict[str, Any]:
+        """``summary_length`` and ``accumulate_summary``, as the authors' ``config.json`` names them."""
+        return {"summary_length": self.summary_length, "accumulate_summary": self.accumulate_summary}
+
+    @property
+    def run_settings(self) -> dict[str, Any]:
+        """``segment_tokens``."""
+        return {"segment_tokens": self.segment_tokens}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        softprompt: Tensor | None = None,
+        segment_lengths: int | Sequence[int] | None = None,
+        output_softprompt: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Read a batch segment by segment; arguments are named as in the authors' model.
+
+        Parameters
+        ----------
+        input_ids : torch.Tensor
+            ``[batch, tokens]``, int64.
+        attention_mask : torch.Tensor, optional
+            ``[batch, tokens]``, 1 = real; padding may lie anywhere. Each row equals its unpadded self.
+        softprompt : torch.Tensor, optional
+            ``[batch, vectors, width]``, read in front of the first segment.
+        segment_lengths : int or sequence of int, optional
+            One length (the last segment may be shorter) or all of them; default: one segment.
+        output_softprompt : bool
+            Summarise the last segment too; the others always are.
+
+        Returns
+        -------
+        logits : torch.Tensor
+            ``[batch, tokens, vocabulary]``; zeros at padding.
+        softprompt : torch.Tensor
+            ``[batch, vectors, width]``. With accumulation it starts with the one handed in.
+
+        Raises
+        ------
+        InputError
+            If the segment lengths do not add up to the number of tokens.
+        """
+        states, softprompt = self.encode(
+            input_ids, attention_mask, softprompt, segment_lengths, output_softprompt
+        )
+        logits = self.backbone.head(states)
+        if attention_mask is not None:
+            logits = logits * attention_mask[..., None].to(logits)
+        return logits, softprompt
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        softprompt: Tensor | None = None,
+        segment_lengths: int | Sequence[int] | None = None,
+        output_softprompt: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Like :meth:`forward`, with token states ``[batch, tokens, width]`` in place of logits.
+
+        Training losses on few tokens, and compression, need no projection onto the vocabulary.
+        """
+        batch, tokens = input_ids.shape
+        pieces = split_lengths(tokens, segment_lengths)
+        softprompt = (
+            self.empty_softprompt(batch) if softprompt is None else softprompt.to(self.backbone.dtype)
+        )
+        masks = [None] * len(pieces) if attention_mask is None else attention_mask.bool().split(pieces, dim=1)
+        states = []
+        for index, (ids, mask) in enumerate(zip(input_ids.split(pieces, dim=1), masks, strict=True)):
+            summarise = output_softprompt or index < len(pieces) - 1
+            state, summary = self._padded_segment(ids, mask, softprompt, summarise)
+            states.append(state)
+            softprompt = self.next_softprompt(softprompt, summary)
+        return torch.cat(states, dim=1), softprompt
+
+    def segment(
+        self, input_ids: Tensor, softprompt: Tensor, *, lengths: Tensor | None = None, summarise: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Run one segment: ``[soft prompt; tokens; summary slots]`` in one plain causal pass.
+
+        Parameters
+        ----------
+        input_ids : torch.Tensor
+            ``[batch, tokens]``, int64, padded on the right.
+        softprompt : torch.Tensor
+            ``[batch, vectors, width]``; ``vectors`` may be 0.
+        lengths : torch.Tensor, optional
+            ``[batch]``, real tokens per row; None when all rows are full. Padding goes behind a row's summary slots,
+            where causal attention never looks, so the pass needs no mask.
+        summarise : bool
+            Whether summary slots follow the tokens.
+
+        Returns
+        -------
+        states : torch.Tensor
+            ``[batch, tokens, width]``, after the final norm; meaningless at padding.
+        summary : torch.Tensor
+            ``[batch, summary_length, width]``, or no vectors where ``summarise`` is False.
+        """
+        batch, tokens = input_ids.shape
+        before, slots = softprompt.shape[1], self.summary_length if summarise else 0
+        summary_slots = self.embed_summary.weight[:slots].expand(batch, -1, -1)
+        embeds = torch.cat([softprompt, self.backbone.embed(input_ids), summary_slots], dim=1)
+        place = torch.arange(embeds.shape[1], device=embeds.device)
+        first_slot = (
+            place.new_full((batch, 1), before + tokens) if lengths is None else before + lengths[:, None]
+        )
+        if lengths is not None:
+            # Pull each row's summary slots forward onto its padding.
+            ahead = place - first_slot
+            source = torch.where((ahead >= 0) & (ahead < slots), before + tokens + ahead, place)
+            embeds = embeds.gather(1, source[..., None].expand_as(embeds))
+        if self.backbone.counts_slots:
+            positions = place[None]
+        else:
+            is_token = (place >= before) & (place < first_slot)
+            positions = torch.where(is_token, place - before, -1)
+        hidden = self.backbone.run(embeds, positions)
+        states = hidden[:, before : before + tokens]
+        if lengths is None:
+            return states, hidden[:, before + tokens :]
+        at = first_slot + torch.arange(slots, device=embeds.device)
+        return states, hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def next_softprompt(self, softprompt: Tensor, summary: Tensor) -> Tensor:
+        """Return the soft prompt after a segment: accumulated, or replaced by a summary that is not empty."""
+        if self.accumulate_summary:
+            return torch.cat([softprompt, summary], dim=1)
+        return summary if summary.shape[1] else softprompt
+
+    def empty_softprompt(self, batch: int) -> Tensor:
+        """Return ``[batch, 0, width]``."""
+        return torch.empty(
+            batch, 0, self.backbone.width, device=self.backbone.device, dtype=self.backbone.dtype
+        )
+
+    def compress_batch(
+        self, documents: Sequence[Tensor], *, segment_lengths: int | Sequence[int] | None = None
+    ) -> list[Memory]:
+        """Compress documents, every segment summarised; rows that have ended leave the batch.
+
+        ``segment_lengths`` is one length or, for documents of equal length, all of them; default ``segment_tokens``.
+        """
+        device = self.backbone.device
+        lengths = torch.tensor([len(document) for document in documents], device=device)
+        ids = nn.utils.rnn.pad_sequence(list(documents), batch_first=True).to(device)
+        pieces = split_lengths(
+            ids.shape[1], self.segment_tokens if segment_lengths is None else segment_lengths
+        )
+        rows, softprompt = torch.arange(len(documents), device=device), self.empty_softprompt(len(documents))
+        finished: dict[int, Tensor] = {}
+        start = 0
+        for piece in pieces:
+            here = (lengths[rows] - start).clamp(max=piece)
+            even = bool((here == piece).all())
+            _, summary = self.segment(
+                ids[rows, start : start + piece], softprompt, lengths=None if even else here
+            )
+            softprompt = self.next_softprompt(softprompt, summary)
+            start += piece
+            goes_on = lengths[rows] > start
+            for row, vectors in zip(rows[~goes_on].tolist(), softprompt[~goes_on], strict=True):
+                finished[row] = vectors.clone()
+            rows, softprompt = rows[goes_on], softprompt[goes_on]
+        return [self.as_memory(finished[row], len(document)) for row, document in enumerate(documents)]
+
+    def as_memory(self, vectors: Tensor, source_tokens: int) -> SoftPrompt:
+        """Stamp summary vectors ``[slots, width]`` as a memory of this compressor."""
+        span = len(vectors) if self.backbone.counts_slots else 0
+        return SoftPrompt(
+            vectors=vectors, span=span, source_tokens=source_tokens, fingerprint=self.fingerprint
+        )
+
+    def embed_memory(self, memory: Memory) -> Tensor:
+        """Summary vectors are input embeddings as they are."""
+        if not isinstance(memory, SoftPrompt):
+            raise InputError(f"an AutoCompressor reads soft prompts, not {memory.kind}")
+        return memory.vectors.to(device=self.backbone.device, dtype=self.backbone.dtype)
+
+    def session(self, *, segment_tokens: int | None = None, published: bool = False) -> AutoCompressorSession:
+        """Start a context that is summarised whenever its running segment is full.
+
+        Parameters
+        ----------
+        segment_tokens : int, optional
+            Length of the running segment; default the compressor's.
+        published : bool
+            Keep a quirk of the authors' code: a first feed that ends exactly at a segment border leaves that segment
+            open for good, and it is never summarised.
+        """
+        return AutoCompressorSession(self, segment_tokens or self.segment_tokens, published=published)
+
+    def _padded_segment(
+        self, ids: Tensor, mask: Tensor | None, softprompt: Tensor, summarise: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run a segment whose padding may lie anywhere: move real tokens to the left, and states back."""
+        if mask is None or bool(mask.all()):
+            return self.segment(ids, softprompt, summarise=summarise)
+        order = mask.logical_not().argsort(dim=1, stable=True)
+        states, summary = self.segment(
+            ids.gather(1, order), softprompt, lengths=mask.sum(1), summarise=summarise
+        )
+        back = order.argsort(dim=1)
+        return states.gather(1, back[..., None].expand_as(states)), summary
+
+
+class AutoCompressorSession(Session):
+    """A running segment with a key/value cache behind a soft prompt that takes in one full segment after another.
+
+    Parameters
+    ----------
+    compressor : AutoCompressor
+        Reads and summarises.
+    segment_tokens : int
+        Length of the running segment.
+    published : bool
+        See :meth:`AutoCompressor.session`.
+    """
+
+    def __init__(self, compressor: AutoCompressor, segment_tokens: int, *, published: bool = False) -> None:
+        self.compressor = compressor
+        self.segment_tokens = segment_tokens
+        self.published = published
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.softprompt = self.compressor.empty_softprompt(1)
+        self.tokens_seen = 0
+        self._last_logits: Tensor | None = None
+        self._open_segment()
+
+    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Read token ids; return their logits ``[len(ids), vocabulary]``.
+
+        A token's logits are computed before the segment it completes is summarised.
+        """
+        checked = as_ids(ids)
+        if not len(checked):
+            raise InputError("there is nothing to feed", "give at least one token")
+        logits = []
+        is_first = self.tokens_seen == 0
+        rest = checked
+        while len(rest):
+            room = self.segment_tokens - self.running
+            piece, rest = (rest[:room], rest[room:]) if room > 0 else (rest, rest[:0])
+            logits.append(self._extend(piece))
+            left_open = self.published and is_first and not len(rest)
+            if self.running == self.segment_tokens and not left_open:
+                self._summarise()
+        self._last_logits = logits[-1][-1]
+        return torch.cat(logits)
+
+    def generate_ids(self, max_new_tokens: int) -> list[int]:
+        """Continue greedily; every new token is fed, so the session holds it."""
+        if self._last_logits is None:
+            raise InputError("the session is empty", "feed it before generating")
+        new: list[int] = []
+        for _ in range(max_new_tokens):
+            new.append(int(self._last_logits.argmax()))
+            with torch.no_grad():
+                self.feed(new[-1:])
+        return new
+
+    def memory(self) -> Memory:
+        """Summarise the running segment beside the soft prompt; the session goes on unchanged."""
+        softprompt = self.softprompt
+        if self.running:
+            ids = torch.cat(self._running_ids)[None].to(softprompt.device)
+            _, summary = self.compressor.segment(ids, softprompt)
+            softprompt = self.compressor.next_softprompt(softprompt, summary)
+        return self.compressor.as_memory(softprompt[0].clone(), self.tokens_seen)
+
+    def _open_segment(self) -> None:
+        from transformers import DynamicCache
+
+        self.running = 0
+        self._running_ids: list[Tensor] = []
+        self._cache = DynamicCache(config=self.compressor.model.config)
+        if self.softprompt.shape[1]:
+            self._run(self.softprompt, counts=self.compressor.backbone.counts_slots)
+
+    def _extend(self, ids: Tensor) -> Tensor:
+        backbone = self.compressor.backbone
+        hidden = self._run(backbone.embed(ids)[None], counts=True)
+        self._running_ids.append(ids)
+        self.running += len(ids)
+        self.tokens_seen += len(ids)
+        return backbone.head(hidden[0])
+
+    def _summarise(self) -> None:
+        slots = self.compressor.embed_summary.weight[None]
+        if slots.shape[1]:
+            summary = self._run(slots, counts=self.compressor.backbone.counts_slots)
+            self.softprompt = self.compressor.next_softprompt(self.softprompt, summary)
+        self._open_segment()
+
+    def _run(self, embeds: Tensor, *, counts: bool) -> Tensor:
+        backbone = self.compressor.backbone
+        cached = self._cache.get_seq_length()
+        first = cached if backbone.counts_slots else self.running
+        positions = torch.arange(first, first + embeds.shape[1], device=embeds.device)
+        if not counts:
+            positions = torch.full_like(positions, -1)
+        return backbone.run(embeds, positions[None], cache=self._cache)
+
+
+def split_lengths(tokens: int, segment_lengths: int | Sequence[int] | None) -> list[int]:
+    """Return the length of every segment of ``tokens`` tokens.
+
+    Raises
+    ------
+    InputError
+        If a length is below 1, or given lengths do not add up.
+    """
+    if segment_lengths is None:
+        return [tokens]
+    if isinstance(segment_lengths, int):
+        if segment_lengths < 1:
+            raise InputError(f"a segment holds at least one token, got segment_lengths={segment_lengths}")
+        full, rest = divmod(tokens, segment_lengths)
+        return [segment_lengths] * full + [rest] * bool(rest)
+    lengths = list(segment_lengths)
+    if sum(lengths) != tokens or any(length < 0 for length in lengths):
+        raise InputError(f"segment lengths {lengths} do not add up to {tokens} tokens")
+    return lengths

@@ -1,0 +1,432 @@
+"""What every compressor shares: batching by length, reading prompts with memories, generation, saving, identity.
+
+A method subclasses :class:`Compressor` and says four things: what its settings are, how a batch of token ids becomes
+memories, how a memory becomes model input, and how its session grows. Everything else is written here, once.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ctxdocs import generation
+from ctxdocs.compressors import identity, saving
+from ctxdocs.errors import FingerprintMismatch, InputError
+from ctxdocs.memory import Memory
+from ctxdocs.modeling.backbone import Backbone
+from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class ModelInput:
+    """One prompt as a model reads it.
+
+    Parameters
+    ----------
+    embeds : torch.Tensor
+        ``[slots, width]``.
+    positions : torch.Tensor
+        ``[slots]``, int64.
+    is_text : torch.Tensor
+        ``[slots]``, bool: False at memory slots.
+    next_position : int
+        Position of the token that follows.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    is_text: Tensor
+    next_position: int
+
+
+@dataclass
+class ReadState:
+    """A batch of prompts that has been read, ready for the next tokens.
+
+    Parameters
+    ----------
+    cache : transformers.Cache
+        Keys and values read so far.
+    live : torch.Tensor or None
+        ``[batch, cached]``, bool: False at padding; None when there is none, which keeps attention maskless.
+    next_position : torch.Tensor
+        ``[batch]``, int64.
+    """
+
+    cache: Cache
+    live: Tensor | None
+    next_position: Tensor
+
+
+class Compressor(nn.Module, abc.ABC):
+    """A language model that writes documents into memories and reads memories in place of text.
+
+    It is a ``torch.nn.Module``: its parameters are the base model's and the method's own. ``load_compressor`` returns
+    it in evaluation mode with gradients off; turn them on (``requires_grad_(True)``) and the same paths train.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The base model, unmodified.
+    tokenizer : transformers.PreTrainedTokenizerBase, optional
+        Needed for text; token ids work without.
+    prompt_format : PromptFormat, optional
+        Where sources and question stand when a library asks.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        prompt_format: PromptFormat | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format or PromptFormat()
+        self.backbone = Backbone(model)
+        self._fingerprint: str | None = None
+
+    # What a method says.
+
+    @classmethod
+    @abc.abstractmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint's ``config.json`` belongs to this method."""
+
+    @classmethod
+    @abc.abstractmethod
+    def own_tensors(cls, config: Mapping[str, Any]) -> set[str]:
+        """Names of the tensors the method adds to the base model's in a checkpoint with this ``config.json``."""
+
+    @classmethod
+    @abc.abstractmethod
+    def build(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        **settings: Any,
+    ) -> Compressor:
+        """Build the compressor from a loaded base model, ``config.json`` and the tensors of :meth:`own_tensors`."""
+
+    @property
+    @abc.abstractmethod
+    def format_settings(self) -> dict[str, Any]:
+        """Settings that decide what a memory is; they are stamped into the fingerprint."""
+
+    @property
+    @abc.abstractmethod
+    def run_settings(self) -> dict[str, Any]:
+        """Settings that may change from call to call (segment lengths ...); saved, but not in the fingerprint."""
+
+    @abc.abstractmethod
+    def compress_batch(self, documents: Sequence[Tensor], **options: Any) -> list[Memory]:
+        """Compress documents of similar length (1-D int64 ids, none empty) in one batch."""
+
+    @abc.abstractmethod
+    def embed_memory(self, memory: Memory) -> Tensor:
+        """Return a memory's slots as input embeddings ``[slots, width]``."""
+
+    @abc.abstractmethod
+    def session(self, **options: Any) -> Session:
+        """Start a growing context that is compressed as it arrives."""
+
+    # Writing memories.
+
+    def compress(self, texts: Sequence[str], **options: Any) -> list[Memory]:
+        """Compress texts, batched; see :meth:`compress_ids`."""
+        if isinstance(texts, str):
+            raise InputError("compress takes a list of texts, got one string", "write compress([text])")
+        tokenizer = self._tokenizer()
+        return self.compress_ids([encode_text(tokenizer, text) for text in texts], **options)
+
+    def compress_ids(
+        self, documents: Sequence[Sequence[int] | Tensor], *, batch_tokens: int = 8192, **options: Any
+    ) -> list[Memory]:
+        """Compress documents given as token ids.
+
+        Documents are sorted by length and compressed in batches, so that little is spent on padding; a document's
+        memory does not depend on what it was batched with.
+
+        Parameters
+        ----------
+        documents : sequence of (sequence of int or torch.Tensor)
+            Token ids of each document, 1-D.
+        batch_tokens : int
+            Upper bound of documents x longest document in a batch; a longer document is a batch of its own.
+        **options
+            The method's own options.
+
+        Returns
+        -------
+        list of Memory
+            In the order of ``documents``.
+
+        Raises
+        ------
+        InputError
+            If there are no documents, one is empty, or ids lie outside the vocabulary.
+        """
+        ids = [self._checked_ids(document, f"document {index}") for index, document in enumerate(documents)]
+        if not ids:
+            raise InputError("there is nothing to compress: the batch holds no documents")
+        memories: dict[int, Memory] = {}
+        for batch in batches_by_length([len(document) for document in ids], batch_tokens):
+            memories.update(zip(batch, self.compress_batch([ids[i] for i in batch], **options), strict=True))
+        return [memories[index] for index in range(len(ids))]
+
+    # Reading memories.
+
+    def logits(self, prompt_ids: Sequence[int] | Tensor, memories: Sequence[Memory] = ()) -> Tensor:
+        """Return the logits of a prompt's tokens, read behind memories.
+
+        Parameters
+        ----------
+        prompt_ids : sequence of int or torch.Tensor
+            1-D token ids.
+        memories : sequence of Memory
+            Read in this order, in front of the prompt.
+
+        Returns
+        -------
+        torch.Tensor
+            ``[len(prompt_ids), vocabulary]``.
+        """
+        row = self.model_input([*memories, as_ids(prompt_ids)])
+        hidden = self.backbone.run(row.embeds[None], row.positions[None])[0]
+        return self.backbone.head(hidden[row.is_text])
+
+    def generate_ids(
+        self,
+        prompt_ids: Sequence[int] | Tensor,
+        memories: Sequence[Memory] = (),
+        max_new_tokens: int = 64,
+        **options: Any,
+    ) -> list[int]:
+        """Continue a prompt read behind memories; greedy unless sampling options are given.
+
+        Parameters
+        ----------
+        prompt_ids : sequence of int or torch.Tensor
+            1-D token ids.
+        memories : sequence of Memory
+            Read in this order, in front of the prompt.
+        max_new_tokens : int
+            Upper bound of new tokens.
+        **options
+            Fields of :class:`ctxdocs.generation.GenerationOptions`.
+
+        Returns
+        -------
+        list of int
+            New tokens only, without the end-of-sequence token.
+        """
+        prompt: Prompt = [*memories, as_ids(prompt_ids)]
+        chosen = generation.GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        return generation.generate(self, [prompt], chosen)[0].ids
+
+    def generate(
+        self,
+        prompt: str | Sequence[PartLike],
+        memories: Sequence[Memory] = (),
+        max_new_tokens: int = 64,
+        **options: Any,
+    ) -> str:
+        """Continue a text prompt (or a list of parts: text, ids, memories) read behind memories; return new text."""
+        chosen = generation.GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        return generation.generate(self, [self._prompt(prompt, memories)], chosen)[0].text
+
+    def stream(
+        self,
+        prompt: str | Sequence[PartLike],
+        memories: Sequence[Memory] = (),
+        max_new_tokens: int = 64,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Like :meth:`generate`, yielding pieces of text as they are decided."""
+        chosen = generation.GenerationOptions(max_new_tokens=max_new_tokens, **options)
+        return generation.stream(self, self._prompt(prompt, memories), chosen)
+
+    def model_input(self, prompt: Prompt) -> ModelInput:
+        """Lay a prompt out as embeddings and positions.
+
+        Raises
+        ------
+        InputError
+            If the prompt is empty, or memories and text need more positions than the model has.
+        FingerprintMismatch
+            If a memory was made by another compressor.
+        """
+        embeds, positions, is_text, offset = [], [], [], 0
+        for part in prompt:
+            if isinstance(part, Memory):
+                self.check_memory(part)
+                slots = self.embed_memory(part)
+                places = (
+                    torch.arange(offset, offset + len(slots)) if part.span else torch.full((len(slots),), -1)
+                )
+                offset += part.span
+            else:
+                slots = self.backbone.embed(self._checked_ids(part, "the prompt", may_be_empty=True))
+                places = torch.arange(offset, offset + len(slots))
+                offset += len(slots)
+            embeds.append(slots)
+            positions.append(places)
+            is_text.append(torch.full((len(slots),), not isinstance(part, Memory)))
+        if not any(len(slots) for slots in embeds):
+            raise InputError("the prompt is empty", "give at least one token")
+        limit = self.backbone.max_positions
+        if offset > limit:
+            raise InputError(
+                f"the prompt and its memories take {offset} positions, {offset - limit} more than the model's {limit}",
+                "read fewer memories or shorten the prompt",
+            )
+        device = self.backbone.device
+        return ModelInput(
+            torch.cat(embeds), torch.cat(positions).to(device), torch.cat(is_text).to(device), offset
+        )
+
+    def prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ReadState]:
+        """Read a batch of prompts.
+
+        Shorter prompts are padded on the right: what is live never attends to padding, so plain causal attention
+        stays maskless here, and only the steps that follow need to know which cached slots are live.
+
+        Returns
+        -------
+        logits : torch.Tensor
+            ``[batch, vocabulary]``, of each prompt's last token.
+        state : ReadState
+            For :meth:`step`.
+        """
+        from transformers import DynamicCache
+
+        rows = [self.model_input(prompt) for prompt in prompts]
+        lengths = torch.tensor([len(row.positions) for row in rows], device=self.backbone.device)
+        embeds = nn.utils.rnn.pad_sequence([row.embeds for row in rows], batch_first=True)
+        longest = max((row.positions for row in rows), key=len)
+        positions = torch.stack([torch.cat([row.positions, longest[len(row.positions) :]]) for row in rows])
+        cache = DynamicCache(config=self.model.config)
+        hidden = self.backbone.run(embeds, positions, cache=cache)
+        last = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
+        even = len({len(row.positions) for row in rows}) == 1
+        live = None if even else torch.arange(embeds.shape[1], device=lengths.device) < lengths[:, None]
+        following = torch.tensor([row.next_position for row in rows], device=lengths.device)
+        return self.backbone.head(last), ReadState(cache, live, following)
+
+    def step(self, ids: Tensor, state: ReadState) -> Tensor:
+        """Read one more token per prompt (``[batch]``, int64), extending ``state``; return ``[batch, vocabulary]``."""
+        if state.live is not None:
+            state.live = torch.cat([state.live, state.live.new_ones(len(ids), 1)], dim=1)
+        hidden = self.backbone.run(
+            self.backbone.embed(ids[:, None]),
+            state.next_position[:, None],
+            mask=state.live,
+            cache=state.cache,
+        )
+        state.next_position = state.next_position + 1
+        return self.backbone.head(hidden[:, -1])
+
+    def check_memory(self, memory: Memory) -> None:
+        """Raise ``FingerprintMismatch`` unless this compressor made the memory."""
+        if memory.fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"a memory made by compressor {memory.fingerprint[:12]} cannot be read by "
+                f"{self.method} compressor {self.fingerprint[:12]}",
+                "load the compressor that made it, or compress the document again with this one",
+            )
+
+    # Identity and saving.
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over method, settings and weights (hexadecimal); computed once, so load weights before asking."""
+        if self._fingerprint is None:
+            stamp = {"method": self.method, "settings": self.format_settings}
+            self._fingerprint = identity.fingerprint(self, stamp)
+        return self._fingerprint
+
+    def forget_fingerprint(self) -> None:
+        """Have the fingerprint computed anew; call it after changing weights."""
+        self._fingerprint = None
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that ``load_compressor`` loads bit for bit: weights, tokenizer, settings."""
+        saving.save(self, Path(path))
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise InputError("this compressor has no tokenizer", "give token ids instead of text")
+        return self.tokenizer
+
+    def _prompt(self, prompt: str | Sequence[PartLike], memories: Sequence[Memory]) -> Prompt:
+        self._tokenizer()
+        parts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return encode_parts([*memories, *parts], self.tokenizer)
+
+    def _checked_ids(self, ids: Sequence[int] | Tensor, what: str, *, may_be_empty: bool = False) -> Tensor:
+        checked = as_ids(ids)
+        if not len(checked):
+            if may_be_empty:
+                return checked
+            raise InputError(f"{what} is empty", "give at least one token")
+        low, high = checked.min().item(), checked.max().item()
+        if low < 0 or high >= self.backbone.vocabulary:
+            raise InputError(
+                f"{what} holds token id {low if low < 0 else high}, outside the vocabulary of "
+                f"{self.backbone.vocabulary} tokens",
+                "was it tokenised for another model?",
+            )
+        return checked
+
+
+class Session(abc.ABC):
+    """A growing context, compressed as it arrives: a conversation, a stream."""
+
+    @abc.abstractmethod
+    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Read token ids; return their logits ``[len(ids), vocabulary]``."""
+
+    @abc.abstractmethod
+    def generate_ids(self, max_new_tokens: int) -> list[int]:
+        """Continue greedily behind everything fed so far; the new tokens become part of the context."""
+
+    @abc.abstractmethod
+    def memory(self) -> Memory:
+        """Everything fed and generated so far as one closed memory; the session itself is left as it is."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Group indices of similar length, longest first, so that size x longest stays within ``budget``.
+
+    Longest first, because a batch that does not fit in memory then fails at once and not at the end.
+    """
+    batch: list[int] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * longest > budget:
+            yield batch
+            batch = []
+        if not batch:
+            longest = lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,282 @@
+"""Generation from prompts with memories: greedy or sampled, batched or streamed, written once for every method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ctxdocs.errors import InputError
+from ctxdocs.memory import Memory
+from ctxdocs.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Reader(Protocol):
+    """What generation needs of a compressor."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Any]:
+        """Read prompts; return the logits of each one's last token ``[batch, vocabulary]`` and a state."""
+
+    def step(self, ids: Tensor, state: Any) -> Tensor:
+        """Read one more token per prompt (``[batch]``); return logits ``[batch, vocabulary]``."""
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to choose the next tokens and when to stop.
+
+    Parameters
+    ----------
+    max_new_tokens : int
+        Upper bound of new tokens.
+    temperature : float
+        0 is greedy; above, logits are divided by it and a token is drawn.
+    top_k : int
+        Draw among the ``top_k`` likeliest tokens; 0 is all.
+    top_p : float
+        Draw among the likeliest tokens that together hold this probability.
+    repetition_penalty : float
+        Above 1, tokens that were generated already become less likely (arXiv 1909.05858).
+    seed : int, optional
+        Seed of the draws; the same seed gives the same text on the same machine.
+    stop : tuple of str
+        Generation ends in front of the first of these strings.
+    eos_token_ids : tuple of int, optional
+        Tokens that end generation; None takes those of the model's generation config, and ``()`` none.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        checks = {
+            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
+            "temperature must not be negative": self.temperature >= 0,
+            "top_k must not be negative": self.top_k >= 0,
+            "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
+            "repetition_penalty must be positive": self.repetition_penalty > 0,
+            "stop strings must not be empty": all(self.stop),
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(message)
+
+
+@dataclass
+class Generation:
+    """What was generated for one prompt.
+
+    Parameters
+    ----------
+    ids : list of int
+        New tokens, without the end-of-sequence token; with stop strings, whatever was decided before stopping.
+    text : str
+        The new text, cut in front of a stop string; empty without a tokenizer.
+    finish_reason : {"stop", "length"}
+        An end-of-sequence token or stop string, or the bound on new tokens.
+    prompt_tokens, memory_slots : int
+        Text tokens and memory slots that were read.
+    time_to_first_token, seconds : float
+        From the call to the first token, and to the last.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = "length"
+    prompt_tokens: int = 0
+    memory_slots: int = 0
+    time_to_first_token: float = 0.0
+    seconds: float = 0.0
+
+
+def generate(
+    reader: Reader, prompts: Sequence[Prompt], options: GenerationOptions | None = None
+) -> list[Generation]:
+    """Continue a batch of prompts, each as if it stood alone.
+
+    Parameters
+    ----------
+    reader : Reader
+        A compressor.
+    prompts : sequence of Prompt
+        Parts: 1-D token ids or memories.
+    options : GenerationOptions, optional
+        Greedy with 64 new tokens when left out.
+
+    Returns
+    -------
+    list of Generation
+        In the order of ``prompts``.
+    """
+    writers = [_Writer(reader, options or GenerationOptions(), prompt) for prompt in prompts]
+    for _ in _decode(reader, prompts, options or GenerationOptions(), writers):
+        pass
+    return [writer.result for writer in writers]
+
+
+def stream(reader: Reader, prompt: Prompt, options: GenerationOptions | None = None) -> Iterator[str]:
+    """Continue one prompt, yielding text as it is decided.
+
+    A piece is held back while it could still become part of a stop string or of an unfinished character, so the
+    pieces joined are the ``text`` that :func:`generate` returns. The generator's return value is the `Generation`.
+    """
+    options = options or GenerationOptions()
+    writer = _Writer(reader, options, prompt)
+    for _ in _decode(reader, [prompt], options, [writer]):
+        if piece := writer.take():
+            yield piece
+    if piece := writer.take():
+        yield piece
+    return writer.result
+
+
+def _decode(
+    reader: Reader, prompts: Sequence[Prompt], options: GenerationOptions, writers: Sequence[_Writer]
+) -> Iterator[None]:
+    """Run the loop all generation shares; yields after every token, when each live writer has received its own."""
+    if not prompts:
+        return
+    start = time.perf_counter()
+    with torch.no_grad():
+        logits, state = reader.prefill(prompts)
+    choose = _Chooser(options, len(prompts), logits.device)
+    for count in range(1, options.max_new_tokens + 1):
+        chosen = choose(logits)
+        now = time.perf_counter() - start
+        for writer, token in zip(writers, chosen.tolist(), strict=True):
+            writer.add(token, now, last=count == options.max_new_tokens)
+        yield
+        if all(writer.finished for writer in writers):
+            return
+        with torch.no_grad():
+            logits = reader.step(chosen, state)
+
+
+class _Chooser:
+    """Chooses the next token of every row; greedy, or drawn after transformers' own logits processors."""
+
+    def __init__(self, options: GenerationOptions, rows: int, device: torch.device) -> None:
+        from transformers.generation import logits_process as process
+
+        self.processors = process.LogitsProcessorList()
+        self.sampled = options.temperature > 0
+        if options.repetition_penalty != 1:
+            self.processors.append(process.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        if self.sampled:
+            self.processors.append(process.TemperatureLogitsWarper(float(options.temperature)))
+            if options.top_k:
+                self.processors.append(process.TopKLogitsWarper(options.top_k))
+            if options.top_p < 1:
+                self.processors.append(process.TopPLogitsWarper(options.top_p))
+        self.seen = torch.empty(rows, 0, dtype=torch.long, device=device)
+        self.random = torch.Generator(device)
+        if options.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(options.seed)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        scores = self.processors(self.seen, logits.float())
+        if self.sampled:
+            chosen = torch.multinomial(scores.softmax(-1), 1, generator=self.random)[:, 0]
+        else:
+            chosen = scores.argmax(-1)
+        self.seen = torch.cat([self.seen, chosen[:, None]], dim=1)
+        return chosen
+
+
+class _Writer:
+    """Collects one row's tokens, turns them into text, and knows when to stop."""
+
+    def __init__(self, reader: Reader, options: GenerationOptions, prompt: Prompt) -> None:
+        self.tokenizer = reader.tokenizer
+        self.stop = options.stop
+        self.eos = _eos_token_ids(reader) if options.eos_token_ids is None else set(options.eos_token_ids)
+        if self.stop and self.tokenizer is None:
+            raise InputError("stop strings need a tokenizer, and this compressor has none")
+        memories = [part for part in prompt if isinstance(part, Memory)]
+        self.result = Generation(
+            prompt_tokens=sum(len(part) for part in prompt if not isinstance(part, Memory)),
+            memory_slots=sum(memory.slots for memory in memories),
+        )
+        self.finished = False
+        self.taken = 0
+        self.settled_ids = 0
+        self.settled_text = ""
+
+    def add(self, token: int, now: float, *, last: bool) -> None:
+        """Receive the next token, decided ``now`` seconds after the call."""
+        if self.finished:
+            return
+        result = self.result
+        if not result.time_to_first_token:
+            result.time_to_first_token = now
+        result.seconds = now
+        if token in self.eos:
+            self._finish("stop")
+            return
+        result.ids.append(token)
+        if self.tokenizer is not None:
+            self._decode()
+            cuts = [cut for text in self.stop if (cut := result.text.find(text)) >= 0]
+            if cuts:
+                result.text = result.text[: min(cuts)]
+                self._finish("stop")
+        if last and not self.finished:
+            self._finish("length")
+
+    def take(self) -> str:
+        """Return text that is certain by now and was not taken before."""
+        text = self.result.text
+        end = len(text)
+        if not self.finished:
+            end -= max(_overlap(text, stop) for stop in self.stop) if self.stop else 0
+            while end and text[end - 1] == "\ufffd":  # an unfinished character
+                end -= 1
+        piece = text[self.taken : end]
+        self.taken = max(self.taken, end)
+        return piece
+
+    def _decode(self) -> None:
+        # Tokens before the last line break or space no longer change how later ones decode: only the tail is
+        # decoded again, so that a long text does not cost quadratic time.
+        tokenizer: Any = self.tokenizer
+        tail = tokenizer.decode(self.result.ids[self.settled_ids :], skip_special_tokens=True)
+        self.result.text = self.settled_text + tail
+        if len(self.result.ids) - self.settled_ids >= 32 and tail.endswith("\n"):
+            self.settled_ids, self.settled_text = len(self.result.ids), self.result.text
+
+    def _finish(self, reason: str) -> None:
+        self.finished = True
+        self.result.finish_reason = reason
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` with which ``stop`` begins."""
+    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _eos_token_ids(reader: Reader) -> set[int]:
+    config = reader.model.generation_config
+    ids = config.eos_token_id if config is not None else None
+    if ids is None and reader.tokenizer is not None:
+        ids = reader.tokenizer.eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

@@ -1,0 +1,180 @@
+"""What a document becomes: small, closed bundles of tensors that a language model reads in its place.
+
+Three kinds cover the published methods. All of them live without a model and without a disk; they know how many
+slots they hold, how many positions they span when read, and which compressor made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from ctxdocs.errors import InputError
+
+M = TypeVar("M", bound="Memory")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Memory:
+    """Base of the three kinds of memory.
+
+    Parameters
+    ----------
+    span : int
+        Positions the memory takes up when it is read: whatever follows continues ``span`` positions later.
+    source_tokens : int
+        Text tokens that were compressed into it.
+    fingerprint : str
+        Fingerprint of the compressor that made it (sha256, hexadecimal); no other compressor reads it.
+    """
+
+    span: int
+    source_tokens: int
+    fingerprint: str
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Memory]]] = {}
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        Memory.kinds[cls.kind] = cls
+
+    @classmethod
+    def from_tensors(
+        cls, kind: str, tensors: dict[str, Tensor], *, span: int, source_tokens: int, fingerprint: str
+    ) -> Memory:
+        """Rebuild a memory from its kind and what :meth:`tensors` returned.
+
+        Raises
+        ------
+        InputError
+            If the kind is unknown or the tensors are not those of the kind.
+        """
+        try:
+            return cls.kinds[kind](**tensors, span=span, source_tokens=source_tokens, fingerprint=fingerprint)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"no memory of kind {kind!r} can be built from tensors {sorted(tensors)}",
+                f"known kinds: {', '.join(sorted(cls.kinds))}",
+            ) from error
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by field name; with the three numbers they are the whole memory."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @property
+    def slots(self) -> int:
+        """Number of slots: what the model attends to instead of ``source_tokens`` tokens."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def to(self: M, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> M:
+        """Return the memory on another device or in another floating-point dtype (integers stay integers)."""
+        moved = {
+            name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors().items()
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(slots={self.slots}, span={self.span}, "
+            f"source_tokens={self.source_tokens}, fingerprint={self.fingerprint[:12]!r})"
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class SoftPrompt(Memory):
+    """Summary vectors, read as input embeddings (AutoCompressor, arXiv 2305.14788).
+
+    Parameters
+    ----------
+    vectors : torch.Tensor
+        ``[slots, hidden]``, floating point. ``slots`` may be 0: such a memory says nothing.
+    """
+
+    kind: ClassVar[str] = "soft_prompt"
+
+    vectors: Tensor
+
+    def __post_init__(self) -> None:
+        _check("vectors", self.vectors, 2)
+
+    @property
+    def slots(self) -> int:
+        """Number of summary vectors."""
+        return self.vectors.shape[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class KVMemory(Memory):
+    """A short key/value cache without a place of its own.
+
+    Key ``i`` is read at offset ``o`` as ``R(o + positions[i]) @ keys[i]``, with ``R`` the rotary embedding of the
+    model, and whatever follows continues at ``o + span``.
+
+    Parameters
+    ----------
+    keys, values : torch.Tensor
+        ``[layers, kv_heads, slots, head_dim]``, floating point; keys before the rotary embedding.
+    positions : torch.Tensor
+        ``[slots]``, int64, relative to the place where the memory is read.
+    """
+
+    kind: ClassVar[str] = "kv"
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+    def __post_init__(self) -> None:
+        _check("keys", self.keys, 4)
+        _check("values", self.values, 4)
+        _check("positions", self.positions, 1, floating=False)
+        if self.keys.shape[:3] != self.values.shape[:3] or self.keys.shape[2] != self.positions.shape[0]:
+            shapes = [tuple(tensor.shape) for tensor in (self.keys, self.values, self.positions)]
+            raise InputError(f"keys, values and positions disagree on their shapes: {shapes}")
+
+    @property
+    def slots(self) -> int:
+        """Number of cached keys per head."""
+        return self.keys.shape[2]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LayerStates(Memory):
+    """Hidden states of every layer at the memory slots (RCC, arXiv 2406.06110).
+
+    Parameters
+    ----------
+    states : torch.Tensor
+        ``[slots, layers + 1, hidden]``, floating point: the input embedding, then each layer's output.
+    """
+
+    kind: ClassVar[str] = "layer_states"
+
+    states: Tensor
+
+    def __post_init__(self) -> None:
+        _check("states", self.states, 3)
+
+    @property
+    def slots(self) -> int:
+        """Number of memory slots."""
+        return self.states.shape[0]
+
+
+def _check(name: str, tensor: Tensor, dimensions: int, *, floating: bool = True) -> None:
+    if tensor.dim() != dimensions or tensor.is_floating_point() != floating:
+        wanted = "floating-point" if floating else "integer"
+        raise InputError(
+            f"{name} must be a {wanted} tensor of {dimensions} dimensions, got {tensor.dtype} {tuple(tensor.shape)}"
+        )

@@ -1,0 +1,1 @@
+"""The few ways a memory touches an unmodified Hugging Face model."""

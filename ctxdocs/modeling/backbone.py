@@ -1,0 +1,110 @@
+"""A causal language model seen as three stages: embed tokens, run the layers, project onto the vocabulary.
+
+Compressors put memories between these stages. Nothing here copies or patches a model; every call goes through the
+public interface of a stock ``transformers`` model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+
+class Backbone:
+    """The three stages of a causal language model.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Any decoder-only model with a language-modelling head.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The token table; its width is the width of ``inputs_embeds`` (not always ``hidden_size``)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the token table."""
+        return self.embedding.num_embeddings
+
+    @property
+    def width(self) -> int:
+        """Width of an input embedding."""
+        return self.embedding.embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token table lies, which is where inputs have to be."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the token table."""
+        return self.embedding.weight.dtype
+
+    @property
+    def max_positions(self) -> int:
+        """Positions the model was built for."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def counts_slots(self) -> bool:
+        """Whether slots without text take up positions.
+
+        True for rotary models. OPT adds rows of a learned table instead, and a slot without text gets the row of
+        "no position" (its padding row), which its module reaches as position -1.
+        """
+        return self.model.config.model_type != "opt"
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up token embeddings: ids ``[...]`` to ``[..., width]``."""
+        return self.embedding(ids.to(self.device))
+
+    def run(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Run the layers and the final norm.
+
+        Parameters
+        ----------
+        inputs_embeds : torch.Tensor
+            ``[batch, tokens, width]``.
+        position_ids : torch.Tensor
+            ``[batch or 1, tokens]``, int64; -1 is "no position" where slots are not counted.
+        mask : torch.Tensor, optional
+            ``[batch, cached + tokens]``, 1 = live. None means plain causal attention, which keeps the fast kernels.
+        cache : transformers.Cache, optional
+            Extended in place.
+
+        Returns
+        -------
+        torch.Tensor
+            ``[batch, tokens, width]``, after the final norm (and OPT's ``project_out``).
+        """
+        output = self.model.base_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Project states ``[..., width]`` onto the vocabulary: logits ``[..., vocabulary]``."""
+        return self.model.get_output_embeddings()(hidden)

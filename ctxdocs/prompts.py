@@ -1,0 +1,177 @@
+"""A prompt is a list of parts, text or memory; a prompt format says where sources and question go."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ctxdocs.errors import InputError
+from ctxdocs.memory import Memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: What users may write as a part: a string, token ids, or a memory.
+PartLike: TypeAlias = "str | Sequence[int] | Tensor | Memory"
+#: What models are given: token ids (1-D int64) or a memory.
+Part: TypeAlias = "Tensor | Memory"
+Prompt: TypeAlias = "list[Tensor | Memory]"
+
+_SOURCE, _SOURCES, _QUESTION = "{source}", "{sources}", "{question}"
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Where the sources and the question stand in a prompt.
+
+    Parameters
+    ----------
+    template : str
+        The whole prompt, holding ``{sources}`` and ``{question}`` once each, in this order.
+    source : str
+        One source, holding ``{source}`` once: the place of its memory or of its text.
+    stop : tuple of str
+        Strings that end an answer; they are not part of it.
+    """
+
+    template: str = "{sources}Question: {question}\nAnswer:"
+    source: str = "{source}\n\n"
+    stop: tuple[str, ...] = ("\nQuestion:", "\n\n")
+
+    def __post_init__(self) -> None:
+        before, found, after = self.template.partition(_SOURCES)
+        if not found or after.count(_QUESTION) != 1 or _QUESTION in before or self.source.count(_SOURCE) != 1:
+            raise InputError(
+                "a prompt format needs {sources} and then {question} in its template, and {source} in its source"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any] | None) -> PromptFormat:
+        """Build a format from the JSON form of :meth:`to_dict`; None gives the default format."""
+        values = dict(values or {})
+        if "stop" in values:
+            values["stop"] = tuple(values["stop"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"no prompt format can be made of the keys {sorted(values)}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "stop": list(self.stop)}
+
+    def build(
+        self, question: str, sources: Sequence[Memory | str], tokenizer: PreTrainedTokenizerBase
+    ) -> Prompt:
+        """Return the prompt that asks ``question`` about ``sources`` (memories, or their raw texts).
+
+        The template's own text may hold special tokens. Question and sources come from outside: whatever in them
+        looks like a special token stays plain text.
+        """
+        head, _, rest = self.template.partition(_SOURCES)
+        before_question, _, tail = rest.partition(_QUESTION)
+        before_source, _, after_source = self.source.partition(_SOURCE)
+        pieces: list[Memory | _Piece] = [_Piece(head, trusted=True)]
+        for source in sources:
+            place = source if isinstance(source, Memory) else _Piece(source, trusted=False)
+            pieces += [_Piece(before_source, trusted=True), place, _Piece(after_source, trusted=True)]
+        pieces += [
+            _Piece(before_question, trusted=True),
+            _Piece(question, trusted=False),
+            _Piece(tail, trusted=True),
+        ]
+        prompt: Prompt = []
+        for is_memory, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, Memory)):
+            if is_memory:
+                prompt += group  # type: ignore[arg-type]
+            elif len(ids := _encode_run(tokenizer, list(group))):  # type: ignore[arg-type]
+                prompt.append(ids)
+        return with_bos(prompt, tokenizer)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of a prompt's text; special tokens are recognised in trusted text only."""
+
+    text: str
+    trusted: bool
+
+
+def _encode_run(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[_Piece]) -> Tensor:
+    """Tokenise adjoining pieces, as one text wherever that recognises no special token in untrusted text.
+
+    One text tokenises as the model saw text in training; tokenised apart, a question would lose the space in front
+    of its first word.
+    """
+    whole = "".join(piece.text for piece in pieces)
+    allowed = "\0".join(piece.text for piece in pieces if piece.trusted)
+    if all(whole.count(special) == allowed.count(special) for special in tokenizer.all_special_tokens):
+        return torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    return torch.cat(
+        [
+            torch.tensor(
+                tokenizer(piece.text, add_special_tokens=False, split_special_tokens=not piece.trusted)[
+                    "input_ids"
+                ],
+                dtype=torch.long,
+            )
+            for piece in pieces
+        ]
+    )
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Tokenise text from outside: no special tokens are added, and none are recognised. Returns int64 ``[tokens]``."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def encode_parts(parts: Sequence[PartLike], tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
+    """Turn what a user wrote into a prompt.
+
+    Raises
+    ------
+    InputError
+        If text is given where there is no tokenizer, or a part is of no known type.
+    """
+    prompt: Prompt = []
+    for part in parts:
+        if isinstance(part, Memory):
+            prompt.append(part)
+        elif isinstance(part, str):
+            if tokenizer is None:
+                raise InputError("this compressor has no tokenizer", "give token ids instead of text")
+            prompt.append(encode_text(tokenizer, part))
+        else:
+            prompt.append(as_ids(part))
+    return prompt
+
+
+def as_ids(ids: Sequence[int] | Tensor) -> Tensor:
+    """Return token ids as a 1-D int64 tensor; anything else is an ``InputError``."""
+    try:
+        tensor = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"token ids must be integers in a list or a 1-D tensor, got {type(ids).__name__}"
+        ) from error
+    integral = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.dim() != 1 or not (integral or tensor.numel() == 0):
+        raise InputError(
+            f"token ids must be integers in a list or a 1-D tensor, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    return tensor.long()
+
+
+def with_bos(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Put the beginning-of-sequence token in front where the tokenizer would, but never in front of a memory."""
+    bos = tokenizer.bos_token_id
+    starts_with_text = bool(prompt) and not isinstance(prompt[0], Memory)
+    if bos is None or not starts_with_text or tokenizer("")["input_ids"][:1] != [bos]:
+        return prompt
+    return [torch.tensor([bos]), *prompt]
