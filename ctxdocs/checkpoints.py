@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.saving import OWN_TENSORS, read_card
 from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.modeling.quiet import quiet_transformers
 from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ def load_compressor(
     CheckpointError
         If there is no checkpoint there, it is incomplete, or its method cannot be told.
     """
-    if name_or_path is None or str(name_or_path) == BUNDLED:
-        name_or_path = bundled_path()
-    folder = _folder(name_or_path)
+    name_or_path = BUNDLED if name_or_path is None else str(name_or_path)
+    folder = _folder(bundled_path() if name_or_path == BUNDLED else name_or_path)
     card = read_card(folder)
     base = _base_folder(folder, settings.pop("base_model", None))
     config = {
@@ -104,6 +104,8 @@ def load_compressor(
         prompt_format=PromptFormat.from_dict(card["prompt_format"]) if card else None,
         **run_settings,
     )
+    is_local = folder == Path(name_or_path).expanduser()
+    compressor.name_or_path = str(folder.resolve()) if is_local else name_or_path
     compressor.requires_grad_(False)
     return compressor.eval()
 
@@ -140,9 +142,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 weights.update(load_file(path))
             else:
                 weights.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        except (
-            Exception
-        ) as error:  # each reader raises kinds of its own; every one means a file that cannot be read
+        except Exception as error:  # each reader raises kinds of its own; every one means a file that cannot be read
             raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
     return weights
 
@@ -153,9 +153,7 @@ def _base_folder(folder: Path, base_model: str | os.PathLike[str] | None) -> Pat
         return folder
     named = base_model or _read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path")
     if not named:
-        raise CheckpointError(
-            f"{folder} is an adapter and does not say of which model", "pass base_model=..."
-        )
+        raise CheckpointError(f"{folder} is an adapter and does not say of which model", "pass base_model=...")
     return _folder(named)
 
 
@@ -221,9 +219,7 @@ def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]
         "prompt_format",
     }
     if unknown := sorted(settings.keys() - known):
-        raise InputError(
-            f"{cls.method} has no setting {_listed(unknown)}", f"it has: {', '.join(sorted(known))}"
-        )
+        raise InputError(f"{cls.method} has no setting {_listed(unknown)}", f"it has: {', '.join(sorted(known))}")
     return settings
 
 
@@ -233,13 +229,11 @@ def _build_model(
     """Build the stock transformers model that ``config.json`` names and fill it; every tensor must find its place."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
-    options: dict[str, Any] = (
-        {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
-    )
+    options: dict[str, Any] = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        with _quiet():
+        with quiet_transformers():
             model, info = model_class.from_pretrained(
                 None,
                 config=config,
@@ -257,9 +251,7 @@ def _build_model(
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder} lacks tensors of {name}: {_listed(missing)}")
     if mismatched := info["mismatched_keys"]:
-        shapes = [
-            f"{key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(mismatched)
-        ]
+        shapes = [f"{key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(mismatched)]
         raise CheckpointError(f"{folder} holds tensors of the wrong shape: {_listed(shapes)}")
     if unexpected := sorted(info["unexpected_keys"]):
         raise CheckpointError(
@@ -296,9 +288,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as above
-        raise CheckpointError(
-            f"the tokenizer in {folder} could not be loaded: {_first_line(error)}"
-        ) from error
+        raise CheckpointError(f"the tokenizer in {folder} could not be loaded: {_first_line(error)}") from error
 
 
 def _device(device: str | torch.device) -> str | torch.device:
@@ -327,22 +317,3 @@ def _first_line(error: Exception) -> str:
 
 def _listed(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-class _quiet:
-    """Silence transformers' loading report: what it warns about is an error here, and named by us."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.level = logging.get_verbosity()
-        self.bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.level)
-        if self.bars:
-            logging.enable_progress_bar()

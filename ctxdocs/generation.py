@@ -30,6 +30,9 @@ class Reader(Protocol):
     def step(self, ids: Tensor, state: Any) -> Tensor:
         """Read one more token per prompt (``[batch]``); return logits ``[batch, vocabulary]``."""
 
+    def room(self, state: Any) -> list[int]:
+        """Return how many more tokens each prompt's positions leave room for."""
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -91,7 +94,7 @@ class Generation:
     text : str
         The new text, cut in front of a stop string; empty without a tokenizer.
     finish_reason : {"stop", "length"}
-        An end-of-sequence token or stop string, or the bound on new tokens.
+        An end-of-sequence token or stop string, or the bound on new tokens (or on the model's positions).
     prompt_tokens, memory_slots : int
         Text tokens and memory slots that were read.
     time_to_first_token, seconds : float
@@ -107,9 +110,7 @@ class Generation:
     seconds: float = 0.0
 
 
-def generate(
-    reader: Reader, prompts: Sequence[Prompt], options: GenerationOptions | None = None
-) -> list[Generation]:
+def generate(reader: Reader, prompts: Sequence[Prompt], options: GenerationOptions | None = None) -> list[Generation]:
     """Continue a batch of prompts, each as if it stood alone.
 
     Parameters
@@ -157,12 +158,14 @@ def _decode(
     start = time.perf_counter()
     with torch.no_grad():
         logits, state = reader.prefill(prompts)
+    for writer, room in zip(writers, reader.room(state), strict=True):
+        writer.limit = min(options.max_new_tokens, room + 1)  # the last new token is never read
     choose = _Chooser(options, len(prompts), logits.device)
-    for count in range(1, options.max_new_tokens + 1):
+    while True:
         chosen = choose(logits)
         now = time.perf_counter() - start
         for writer, token in zip(writers, chosen.tolist(), strict=True):
-            writer.add(token, now, last=count == options.max_new_tokens)
+            writer.add(token, now)
         yield
         if all(writer.finished for writer in writers):
             return
@@ -217,12 +220,13 @@ class _Writer:
             prompt_tokens=sum(len(part) for part in prompt if not isinstance(part, Memory)),
             memory_slots=sum(memory.slots for memory in memories),
         )
+        self.limit = options.max_new_tokens
         self.finished = False
         self.taken = 0
         self.settled_ids = 0
         self.settled_text = ""
 
-    def add(self, token: int, now: float, *, last: bool) -> None:
+    def add(self, token: int, now: float) -> None:
         """Receive the next token, decided ``now`` seconds after the call."""
         if self.finished:
             return
@@ -240,7 +244,7 @@ class _Writer:
             if cuts:
                 result.text = result.text[: min(cuts)]
                 self._finish("stop")
-        if last and not self.finished:
+        if len(result.ids) == self.limit and not self.finished:
             self._finish("length")
 
     def take(self) -> str:

@@ -65,9 +65,7 @@ class PromptFormat:
         """Return the JSON form."""
         return {**asdict(self), "stop": list(self.stop)}
 
-    def build(
-        self, question: str, sources: Sequence[Memory | str], tokenizer: PreTrainedTokenizerBase
-    ) -> Prompt:
+    def build(self, question: str, sources: Sequence[Memory | str], tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """Return the prompt that asks ``question`` about ``sources`` (memories, or their raw texts).
 
         The template's own text may hold special tokens. Question and sources come from outside: whatever in them
@@ -115,9 +113,7 @@ def _encode_run(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[_Piece]) ->
     return torch.cat(
         [
             torch.tensor(
-                tokenizer(piece.text, add_special_tokens=False, split_special_tokens=not piece.trusted)[
-                    "input_ids"
-                ],
+                tokenizer(piece.text, add_special_tokens=False, split_special_tokens=not piece.trusted)["input_ids"],
                 dtype=torch.long,
             )
             for piece in pieces
@@ -157,9 +153,7 @@ def as_ids(ids: Sequence[int] | Tensor) -> Tensor:
     try:
         tensor = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"token ids must be integers in a list or a 1-D tensor, got {type(ids).__name__}"
-        ) from error
+        raise InputError(f"token ids must be integers in a list or a 1-D tensor, got {type(ids).__name__}") from error
     integral = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if tensor.dim() != 1 or not (integral or tensor.numel() == 0):
         raise InputError(

@@ -61,9 +61,7 @@ class AutoCompressor(Compressor):
         self.summary_length = summary_length
         self.accumulate_summary = accumulate_summary
         room = self.backbone.max_positions - (summary_length if self.backbone.counts_slots else 0)
-        self.segment_tokens = (
-            min(PUBLISHED_SEGMENT_TOKENS, room) if segment_tokens is None else segment_tokens
-        )
+        self.segment_tokens = min(PUBLISHED_SEGMENT_TOKENS, room) if segment_tokens is None else segment_tokens
         if not 1 <= self.segment_tokens <= room:
             raise InputError(
                 f"segments of {self.segment_tokens} tokens do not fit the model: with {summary_length} summary slots "
@@ -153,9 +151,7 @@ class AutoCompressor(Compressor):
         InputError
             If the segment lengths do not add up to the number of tokens.
         """
-        states, softprompt = self.encode(
-            input_ids, attention_mask, softprompt, segment_lengths, output_softprompt
-        )
+        states, softprompt = self.encode(input_ids, attention_mask, softprompt, segment_lengths, output_softprompt)
         logits = self.backbone.head(states)
         if attention_mask is not None:
             logits = logits * attention_mask[..., None].to(logits)
@@ -175,9 +171,7 @@ class AutoCompressor(Compressor):
         """
         batch, tokens = input_ids.shape
         pieces = split_lengths(tokens, segment_lengths)
-        softprompt = (
-            self.empty_softprompt(batch) if softprompt is None else softprompt.to(self.backbone.dtype)
-        )
+        softprompt = self.empty_softprompt(batch) if softprompt is None else softprompt.to(self.backbone.dtype)
         masks = [None] * len(pieces) if attention_mask is None else attention_mask.bool().split(pieces, dim=1)
         states = []
         for index, (ids, mask) in enumerate(zip(input_ids.split(pieces, dim=1), masks, strict=True)):
@@ -216,9 +210,7 @@ class AutoCompressor(Compressor):
         summary_slots = self.embed_summary.weight[:slots].expand(batch, -1, -1)
         embeds = torch.cat([softprompt, self.backbone.embed(input_ids), summary_slots], dim=1)
         place = torch.arange(embeds.shape[1], device=embeds.device)
-        first_slot = (
-            place.new_full((batch, 1), before + tokens) if lengths is None else before + lengths[:, None]
-        )
+        first_slot = place.new_full((batch, 1), before + tokens) if lengths is None else before + lengths[:, None]
         if lengths is not None:
             # Pull each row's summary slots forward onto its padding.
             ahead = place - first_slot
@@ -244,9 +236,7 @@ class AutoCompressor(Compressor):
 
     def empty_softprompt(self, batch: int) -> Tensor:
         """Return ``[batch, 0, width]``."""
-        return torch.empty(
-            batch, 0, self.backbone.width, device=self.backbone.device, dtype=self.backbone.dtype
-        )
+        return torch.empty(batch, 0, self.backbone.width, device=self.backbone.device, dtype=self.backbone.dtype)
 
     def compress_batch(
         self, documents: Sequence[Tensor], *, segment_lengths: int | Sequence[int] | None = None
@@ -258,18 +248,14 @@ class AutoCompressor(Compressor):
         device = self.backbone.device
         lengths = torch.tensor([len(document) for document in documents], device=device)
         ids = nn.utils.rnn.pad_sequence(list(documents), batch_first=True).to(device)
-        pieces = split_lengths(
-            ids.shape[1], self.segment_tokens if segment_lengths is None else segment_lengths
-        )
+        pieces = split_lengths(ids.shape[1], self.segment_tokens if segment_lengths is None else segment_lengths)
         rows, softprompt = torch.arange(len(documents), device=device), self.empty_softprompt(len(documents))
         finished: dict[int, Tensor] = {}
         start = 0
         for piece in pieces:
             here = (lengths[rows] - start).clamp(max=piece)
             even = bool((here == piece).all())
-            _, summary = self.segment(
-                ids[rows, start : start + piece], softprompt, lengths=None if even else here
-            )
+            _, summary = self.segment(ids[rows, start : start + piece], softprompt, lengths=None if even else here)
             softprompt = self.next_softprompt(softprompt, summary)
             start += piece
             goes_on = lengths[rows] > start
@@ -281,9 +267,7 @@ class AutoCompressor(Compressor):
     def as_memory(self, vectors: Tensor, source_tokens: int) -> SoftPrompt:
         """Stamp summary vectors ``[slots, width]`` as a memory of this compressor."""
         span = len(vectors) if self.backbone.counts_slots else 0
-        return SoftPrompt(
-            vectors=vectors, span=span, source_tokens=source_tokens, fingerprint=self.fingerprint
-        )
+        return SoftPrompt(vectors=vectors, span=span, source_tokens=source_tokens, fingerprint=self.fingerprint)
 
     def embed_memory(self, memory: Memory) -> Tensor:
         """Summary vectors are input embeddings as they are."""
@@ -291,18 +275,22 @@ class AutoCompressor(Compressor):
             raise InputError(f"an AutoCompressor reads soft prompts, not {memory.kind}")
         return memory.vectors.to(device=self.backbone.device, dtype=self.backbone.dtype)
 
-    def session(self, *, segment_tokens: int | None = None, published: bool = False) -> AutoCompressorSession:
+    def session(
+        self, memories: Sequence[Memory] = (), *, segment_tokens: int | None = None, published: bool = False
+    ) -> AutoCompressorSession:
         """Start a context that is summarised whenever its running segment is full.
 
         Parameters
         ----------
+        memories : sequence of Memory
+            What the context starts from, in this order.
         segment_tokens : int, optional
             Length of the running segment; default the compressor's.
         published : bool
             Keep a quirk of the authors' code: a first feed that ends exactly at a segment border leaves that segment
             open for good, and it is never summarised.
         """
-        return AutoCompressorSession(self, segment_tokens or self.segment_tokens, published=published)
+        return AutoCompressorSession(self, memories, segment_tokens or self.segment_tokens, published=published)
 
     def _padded_segment(
         self, ids: Tensor, mask: Tensor | None, softprompt: Tensor, summarise: bool
@@ -311,9 +299,7 @@ class AutoCompressor(Compressor):
         if mask is None or bool(mask.all()):
             return self.segment(ids, softprompt, summarise=summarise)
         order = mask.logical_not().argsort(dim=1, stable=True)
-        states, summary = self.segment(
-            ids.gather(1, order), softprompt, lengths=mask.sum(1), summarise=summarise
-        )
+        states, summary = self.segment(ids.gather(1, order), softprompt, lengths=mask.sum(1), summarise=summarise)
         back = order.argsort(dim=1)
         return states.gather(1, back[..., None].expand_as(states)), summary
 
@@ -325,21 +311,34 @@ class AutoCompressorSession(Session):
     ----------
     compressor : AutoCompressor
         Reads and summarises.
+    memories : sequence of Memory
+        What the context starts from.
     segment_tokens : int
         Length of the running segment.
     published : bool
         See :meth:`AutoCompressor.session`.
     """
 
-    def __init__(self, compressor: AutoCompressor, segment_tokens: int, *, published: bool = False) -> None:
+    def __init__(
+        self,
+        compressor: AutoCompressor,
+        memories: Sequence[Memory],
+        segment_tokens: int,
+        *,
+        published: bool = False,
+    ) -> None:
+        for memory in memories:
+            compressor.check_memory(memory)
         self.compressor = compressor
+        self.memories = tuple(memories)
         self.segment_tokens = segment_tokens
         self.published = published
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.softprompt = self.compressor.empty_softprompt(1)
+        """Go back to the memories the session started from."""
+        start = [self.compressor.embed_memory(memory)[None] for memory in self.memories]
+        self.softprompt = torch.cat([self.compressor.empty_softprompt(1), *start], dim=1)
         self.tokens_seen = 0
         self._last_logits: Tensor | None = None
         self._open_segment()
@@ -383,7 +382,8 @@ class AutoCompressorSession(Session):
             ids = torch.cat(self._running_ids)[None].to(softprompt.device)
             _, summary = self.compressor.segment(ids, softprompt)
             softprompt = self.compressor.next_softprompt(softprompt, summary)
-        return self.compressor.as_memory(softprompt[0].clone(), self.tokens_seen)
+        source_tokens = self.tokens_seen + sum(memory.source_tokens for memory in self.memories)
+        return self.compressor.as_memory(softprompt[0].clone(), source_tokens)
 
     def _open_segment(self) -> None:
         from transformers import DynamicCache

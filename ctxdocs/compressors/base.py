@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Larger batches than these were no faster (benchmarks/compress.py) and only take memory.
+_BATCH_TOKENS = {"cpu": 4096, "accelerator": 65536}
+
+
 @dataclass
 class ModelInput:
     """One prompt as a model reads it.
@@ -97,6 +101,8 @@ class Compressor(nn.Module, abc.ABC):
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format or PromptFormat()
         self.backbone = Backbone(model)
+        #: What ``load_compressor`` found it by; None for one built in Python.
+        self.name_or_path: str | None = None
         self._fingerprint: str | None = None
 
     # What a method says.
@@ -143,7 +149,7 @@ class Compressor(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def session(self, **options: Any) -> Session:
-        """Start a growing context that is compressed as it arrives."""
+        """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
 
     # Writing memories.
 
@@ -155,7 +161,7 @@ class Compressor(nn.Module, abc.ABC):
         return self.compress_ids([encode_text(tokenizer, text) for text in texts], **options)
 
     def compress_ids(
-        self, documents: Sequence[Sequence[int] | Tensor], *, batch_tokens: int = 8192, **options: Any
+        self, documents: Sequence[Sequence[int] | Tensor], *, batch_tokens: int | None = None, **options: Any
     ) -> list[Memory]:
         """Compress documents given as token ids.
 
@@ -166,8 +172,9 @@ class Compressor(nn.Module, abc.ABC):
         ----------
         documents : sequence of (sequence of int or torch.Tensor)
             Token ids of each document, 1-D.
-        batch_tokens : int
-            Upper bound of documents x longest document in a batch; a longer document is a batch of its own.
+        batch_tokens : int, optional
+            Upper bound of documents x longest document in a batch; a longer document is a batch of its own. Default:
+            what keeps the device busy.
         **options
             The method's own options.
 
@@ -184,6 +191,8 @@ class Compressor(nn.Module, abc.ABC):
         ids = [self._checked_ids(document, f"document {index}") for index, document in enumerate(documents)]
         if not ids:
             raise InputError("there is nothing to compress: the batch holds no documents")
+        if batch_tokens is None:
+            batch_tokens = _BATCH_TOKENS["cpu" if self.backbone.device.type == "cpu" else "accelerator"]
         memories: dict[int, Memory] = {}
         for batch in batches_by_length([len(document) for document in ids], batch_tokens):
             memories.update(zip(batch, self.compress_batch([ids[i] for i in batch], **options), strict=True))
@@ -276,9 +285,7 @@ class Compressor(nn.Module, abc.ABC):
             if isinstance(part, Memory):
                 self.check_memory(part)
                 slots = self.embed_memory(part)
-                places = (
-                    torch.arange(offset, offset + len(slots)) if part.span else torch.full((len(slots),), -1)
-                )
+                places = torch.arange(offset, offset + len(slots)) if part.span else torch.full((len(slots),), -1)
                 offset += part.span
             else:
                 slots = self.backbone.embed(self._checked_ids(part, "the prompt", may_be_empty=True))
@@ -296,9 +303,7 @@ class Compressor(nn.Module, abc.ABC):
                 "read fewer memories or shorten the prompt",
             )
         device = self.backbone.device
-        return ModelInput(
-            torch.cat(embeds), torch.cat(positions).to(device), torch.cat(is_text).to(device), offset
-        )
+        return ModelInput(torch.cat(embeds), torch.cat(positions).to(device), torch.cat(is_text).to(device), offset)
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ReadState]:
         """Read a batch of prompts.
@@ -332,14 +337,15 @@ class Compressor(nn.Module, abc.ABC):
         """Read one more token per prompt (``[batch]``, int64), extending ``state``; return ``[batch, vocabulary]``."""
         if state.live is not None:
             state.live = torch.cat([state.live, state.live.new_ones(len(ids), 1)], dim=1)
-        hidden = self.backbone.run(
-            self.backbone.embed(ids[:, None]),
-            state.next_position[:, None],
-            mask=state.live,
-            cache=state.cache,
-        )
+        # A row without room has ended; it is carried along at the last position, and nobody looks at it.
+        positions = state.next_position.clamp(max=self.backbone.max_positions - 1)[:, None]
+        hidden = self.backbone.run(self.backbone.embed(ids[:, None]), positions, mask=state.live, cache=state.cache)
         state.next_position = state.next_position + 1
         return self.backbone.head(hidden[:, -1])
+
+    def room(self, state: ReadState) -> list[int]:
+        """Return how many more tokens each prompt's positions leave room for."""
+        return (self.backbone.max_positions - state.next_position).tolist()
 
     def check_memory(self, memory: Memory) -> None:
         """Raise ``FingerprintMismatch`` unless this compressor made the memory."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxdocs.errors import CheckpointError
+from ctxdocs.modeling.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
@@ -25,7 +26,8 @@ def save(compressor: Compressor, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in compressor.format_settings.items():
         setattr(compressor.model.config, name, value)
-    compressor.model.save_pretrained(folder)
+    with quiet_transformers():
+        compressor.model.save_pretrained(folder)
     if compressor.tokenizer is not None:
         compressor.tokenizer.save_pretrained(folder)
     own = {

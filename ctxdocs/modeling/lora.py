@@ -37,9 +37,7 @@ def merge_lora(model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[
         if match := _FACTOR.match(name):
             factors.setdefault(match["module"], {})[match["side"]] = tensor
     if not factors:
-        raise CheckpointError(
-            "the adapter holds no LoRA weights", "expected names like '...q_proj.lora_A.weight'"
-        )
+        raise CheckpointError("the adapter holds no LoRA weights", "expected names like '...q_proj.lora_A.weight'")
     for field in ("use_dora", "rank_pattern", "alpha_pattern"):
         if config.get(field):
             raise CheckpointError(f"the adapter uses {field}, which cannot be merged here")

@@ -1,0 +1,291 @@
+"""Documents into a library: reading, computing and writing overlap, and memory use does not grow with the corpus.
+
+A thread reads files and cuts them into chunks, this thread embeds and compresses them a window at a time, another one
+writes finished windows to disk. Queues between them are bounded, so the slowest stage sets the pace.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ctxdocs.corpus import Chunk, Chunker, Document, SourceFile, file_digest, load_document
+from ctxdocs.errors import DocumentError
+
+if TYPE_CHECKING:
+    from ctxdocs.cache import Writer
+    from ctxdocs.compressors.base import Compressor
+    from ctxdocs.embedding import Embedder
+
+T = TypeVar("T")
+
+# A window is what is compressed and committed together. It grows while windows are quick and shrinks while they are
+# slow, so that a large model on a slow machine still commits every minute or so.
+_FIRST_WINDOW, _LARGEST_WINDOW = 128, 2048
+_QUICK, _SLOW = 5.0, 30.0
+_QUEUED_EVENTS = 2048
+_QUEUED_WRITES = 2
+
+
+@dataclass
+class AddReport:
+    """What adding documents did.
+
+    Parameters
+    ----------
+    documents : int
+        Documents compressed in this run, replaced ones included.
+    chunks, source_tokens, memory_slots : int
+        What they came to.
+    compression_ratio : float
+        ``source_tokens / memory_slots``; 0 when nothing was compressed.
+    bytes : int
+        Bytes of the memories as stored.
+    seconds, tokens_per_second : float
+        Wall time of the run, and source tokens over it.
+    unchanged, replaced, removed : int
+        Documents found as they were, compressed anew because they changed, and dropped because they are gone.
+    failed : list of dict
+        ``{"path", "reason"}`` of every document that could not be read.
+    """
+
+    documents: int = 0
+    chunks: int = 0
+    source_tokens: int = 0
+    memory_slots: int = 0
+    compression_ratio: float = 0.0
+    bytes: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    unchanged: int = 0
+    replaced: int = 0
+    removed: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-able values."""
+        return asdict(self)
+
+    def close(self, seconds: float) -> None:
+        """Fill in what follows from the counts."""
+        self.seconds = seconds
+        self.compression_ratio = self.source_tokens / self.memory_slots if self.memory_slots else 0.0
+        self.tokens_per_second = self.source_tokens / seconds if seconds else 0.0
+
+
+@dataclass
+class AddProgress:
+    """How far adding has come; handed to the progress callback, which must not keep it.
+
+    Parameters
+    ----------
+    total : int
+        Documents to look at.
+    seen : int
+        Documents read, or found unchanged, or failed.
+    report : AddReport
+        Counts so far; its times are not filled in yet.
+    """
+
+    total: int
+    seen: int
+    report: AddReport
+
+
+@dataclass(eq=False)
+class _Window:
+    """Chunks on their way through the stages, with the documents that begin and end among them."""
+
+    begun: list[Document] = field(default_factory=list)
+    chunks: list[tuple[Document, Chunk]] = field(default_factory=list)
+    finished: list[Document] = field(default_factory=list)
+
+
+class Ingestion:
+    """One run of adding documents.
+
+    Parameters
+    ----------
+    writer : Writer
+        Of the library's store.
+    compressor : Compressor
+        Makes the memories.
+    embedder : Embedder
+        Makes the vectors for retrieval.
+    chunker : Chunker
+        Cuts texts; its tokenizer is the compressor's.
+    known : mapping of str to str
+        Digest of every document in the library by uri.
+    on_progress : callable, optional
+        Called with an :class:`AddProgress` in this thread.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        compressor: Compressor,
+        embedder: Embedder,
+        chunker: Chunker,
+        known: Mapping[str, str],
+        on_progress: Callable[[AddProgress], None] | None = None,
+    ) -> None:
+        self.writer = writer
+        self.compressor = compressor
+        self.embedder = embedder
+        self.chunker = chunker
+        self.known = known
+        self.on_progress = on_progress
+        self.report = AddReport()
+        self.seen = 0
+        self._window_size = _FIRST_WINDOW
+        self._document_ids: dict[int, int] = {}
+
+    def run(self, sources: list[SourceFile | Document]) -> AddReport:
+        """Add what is new or changed among ``sources``; return the report, its times not filled in.
+
+        Interrupted (Ctrl-C, an error), it first lets the windows that are computed reach the disk.
+        """
+        pending: deque[Future[None]] = deque()
+        with (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="ctxdocs-write") as pool,
+            _Prefetch(self._read(sources), _QUEUED_EVENTS) as events,
+        ):
+            for window in self._windows(events, len(sources)):
+                start = time.perf_counter()
+                vectors = self.embedder.embed_documents([chunk.text for _, chunk in window.chunks])
+                memories = self.compressor.compress_ids([chunk.ids for _, chunk in window.chunks])
+                while len(pending) >= _QUEUED_WRITES:
+                    pending.popleft().result()
+                pending.append(pool.submit(self._write, window, vectors, memories))
+                self._count(window, memories)
+                self._show(len(sources))
+                seconds = time.perf_counter() - start
+                if seconds < _QUICK:
+                    self._window_size = min(2 * self._window_size, _LARGEST_WINDOW)
+                elif seconds > _SLOW:
+                    self._window_size = max(self._window_size // 2, 1)
+            while pending:
+                pending.popleft().result()
+        return self.report
+
+    def _read(self, sources: Iterable[SourceFile | Document]) -> Iterator[tuple[str, Any]]:
+        """Yield, document by document: ("begin", document), ("chunk", (document, chunk)) ..., ("end", document)."""
+        for source in sources:
+            try:
+                digest = source.sha256 if isinstance(source, Document) else file_digest(source.path)
+                if self.known.get(source.uri) == digest:
+                    yield "unchanged", source.uri
+                    continue
+                document = source if isinstance(source, Document) else load_document(source)
+                yield "begin", document
+                for chunk in self.chunker(document.text):
+                    yield "chunk", (document, chunk)
+                yield "end", document
+            except DocumentError as error:
+                yield "failed", {"path": source.uri, "reason": str(error)}
+
+    def _windows(self, events: Iterable[tuple[str, Any]], total: int) -> Iterator[_Window]:
+        window = _Window()
+        for kind, value in events:
+            if kind == "chunk":
+                window.chunks.append(value)
+                if len(window.chunks) >= self._window_size:
+                    yield window
+                    window = _Window()
+            elif kind == "begin":
+                window.begun.append(value)
+            else:
+                self.seen += 1
+                if kind == "end":
+                    window.finished.append(value)
+                elif kind == "failed":
+                    self.report.failed.append(value)
+                else:
+                    self.report.unchanged += 1
+                self._show(total)
+        if window.chunks or window.finished:
+            yield window
+
+    def _write(self, window: _Window, vectors: Any, memories: list[Any]) -> None:
+        from ctxdocs.cache import NewChunk
+
+        for document in window.begun:
+            self._document_ids[id(document)] = self.writer.begin(document.uri, document.sha256, document.metadata)
+        chunks = [
+            NewChunk(
+                document_id=self._document_ids[id(document)],
+                ordinal=chunk.ordinal,
+                start=chunk.start,
+                end=chunk.end,
+                text=chunk.text,
+                tokens=len(chunk.ids),
+                embedding=vector,
+                memory=memory,
+            )
+            for (document, chunk), vector, memory in zip(window.chunks, vectors, memories, strict=True)
+        ]
+        self.writer.write(chunks, [self._document_ids.pop(id(document)) for document in window.finished])
+
+    def _count(self, window: _Window, memories: list[Any]) -> None:
+        report = self.report
+        report.chunks += len(memories)
+        report.source_tokens += sum(memory.source_tokens for memory in memories)
+        report.memory_slots += sum(memory.slots for memory in memories)
+        report.bytes += sum(memory.nbytes for memory in memories)
+        report.documents += len(window.finished)
+        report.replaced += sum(document.uri in self.known for document in window.finished)
+
+    def _show(self, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(AddProgress(total, self.seen, self.report))
+
+
+class _Prefetch(Iterable[T]):
+    """Run an iterator in a thread, at most ``size`` items ahead; leaving the block stops the thread."""
+
+    _END = object()
+
+    def __init__(self, items: Iterator[T], size: int) -> None:
+        self._items = items
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=size)
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fill, name="ctxdocs-read", daemon=True)
+
+    def __enter__(self) -> _Prefetch[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        while (item := self._queue.get()) is not self._END:
+            yield item
+        if self._error is not None:
+            raise self._error
+
+    def _fill(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put(item):
+                    return
+        except BaseException as error:  # raised again where the items are used
+            self._error = error
+        self._put(self._END)
+
+    def _put(self, item: Any) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -1,0 +1,140 @@
+"""Tiny random models, built from config: nothing is downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+
+TEXT = """The lighthouse on Gannet Rock was built in 1874 from grey granite. Its keeper, Maud Ferris, counted ships by
+hand. The tide gauge stands on the north pier; it is read every six hours. In winter the ferry sails twice a day, in
+summer five times. Café owners (three of them) sell smoked mackerel. 42 gulls nest on the roof of the old school!
+"""
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer of 400 tokens: any text goes in, and comes back the same."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([TEXT] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+def tiny_model(architecture: str = "llama", **changes):
+    """A causal language model with random weights, two layers of width 32."""
+    from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(changes.pop("seed", 0))
+    shared = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 2048}
+    shared |= {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1, **changes}
+    if architecture == "opt":
+        config = OPTConfig(
+            ffn_dim=64, num_attention_heads=4, word_embed_proj_dim=16, dropout=0.0, init_std=0.2, **shared
+        )
+        return OPTForCausalLM(config).eval()
+    config = LlamaConfig(
+        intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, **shared
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tiny_autocompressor(architecture: str = "llama", tokenizer=None, *, summary_length: int = 4, **changes):
+    """An AutoCompressor around :func:`tiny_model`, as ``load_compressor`` would return it."""
+    from ctxdocs.compressors.autocompressor import AutoCompressor
+
+    settings = {name: changes.pop(name) for name in ("accumulate_summary", "segment_tokens") if name in changes}
+    compressor = AutoCompressor(
+        tiny_model(architecture, **changes), tokenizer, summary_length=summary_length, **settings
+    )
+    torch.manual_seed(7)
+    torch.nn.init.normal_(compressor.embed_summary.weight, std=0.5)
+    compressor.requires_grad_(False)
+    return compressor.eval()
+
+
+@pytest.fixture(scope="session")
+def compressor(tokenizer):
+    """A Llama AutoCompressor with a tokenizer."""
+    return tiny_autocompressor(tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt"])
+def any_compressor(request, tokenizer):
+    """Every method and architecture in turn: the tests that use it hold for each."""
+    architecture, _, variant = request.param.partition("-")
+    return tiny_autocompressor(architecture, tokenizer, accumulate_summary=variant != "rmt", segment_tokens=24)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(compressor, tmp_path_factory) -> Path:
+    """A saved compressor."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    compressor.save(folder)
+    return folder
+
+
+class FakeEmbedder:
+    """Bags of hashed words: texts that share words are near each other."""
+
+    name = "fake-bag-of-words"
+    dimension = 64
+    reloadable = False
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                digest = hashlib.sha256(word.strip(".,;:!?").encode()).digest()
+                vectors[row, digest[0] % self.dimension] += 1
+        return vectors
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self.embed_documents(texts)
+
+
+@pytest.fixture(scope="session")
+def embedder() -> FakeEmbedder:
+    """An embedder that needs no model."""
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """A folder of three small documents."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "lighthouse.md").write_text("# Lighthouse\n\nThe lighthouse was built in 1874.\n", encoding="utf-8")
+    (folder / "ferry.txt").write_text("The ferry sails twice a day in winter.\n", encoding="utf-8")
+    (folder / "gauge.rst").write_text("Tide gauge\n==========\n\nIt is read every six hours.\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def make_library(tmp_path, compressor, embedder) -> Callable[..., object]:
+    """Create a library with the tiny compressor and the fake embedder."""
+    from ctxdocs import Library
+
+    def make(name: str = "library", **settings):
+        settings = {"chunk_tokens": 32, "overlap_tokens": 4, **settings}
+        return Library.create(tmp_path / name, compressor, embedder, **settings)
+
+    return make

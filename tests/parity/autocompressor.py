@@ -1,0 +1,110 @@
+"""Run AutoCompressor cases. What a case asks for is told by the tensors it holds, never by its name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import ctxdocs
+from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.memory import Memory
+
+from .case import Case, Outcome, Unsupported
+
+
+def run(case: Case, outcome: Outcome) -> None:
+    if case.tier == "training":
+        raise Unsupported("training comes with `ctxdocs train`")
+    compressor = ctxdocs.load_compressor(case.folder, method="autocompressor", dtype="float32", device="cpu")
+    if case.has("expected_softprompt_length_per_step"):
+        _summary_steps(case, outcome, compressor)
+        return
+    memories = _memories(case, outcome, compressor)
+    prompts = _rows(case, "prompt_ids") if "prompt_ids" in case.tensors else []
+    if case.has("expected_logits"):
+        logits = [compressor.logits(prompt, memory) for prompt, memory in zip(prompts, memories, strict=True)]
+        padded = torch.zeros_like(case.tensors["expected_logits"])
+        live = _mask_of(case, "prompt_ids")
+        padded[live] = torch.cat(logits)
+        outcome.compare("expected_logits", padded, live)
+    if case.has("expected_generated_ids"):
+        _greedy(case, outcome, compressor, prompts, memories)
+
+
+def _memories(case: Case, outcome: Outcome, compressor: AutoCompressor) -> list[list[Memory]]:
+    """Compress what the case compresses, compare it, and return the memories each prompt row reads."""
+    segment_lengths = case.settings.get("segment_lengths")
+    documents = [name for name in sorted(case.tensors) if name.startswith("doc") and name.endswith("_ids")]
+    if documents:
+        fused: list[Memory] = []
+        for name, settings in zip(documents, case.settings["documents"], strict=True):
+            fused += _compress(case.tensors[name], compressor, settings["segment_lengths"])
+            outcome.compare(f"expected_memory_{name.removesuffix('_ids')}", fused[-1].vectors[None])
+        outcome.compare("expected_memory", torch.cat([memory.vectors for memory in fused])[None])
+        return [fused]
+    name = "context_ids" if case.has("context_ids") else "input_ids"
+    ids = case.tensors[name]
+    live = _mask_of(case, name)
+    expected = "expected_context_logits" if case.has("expected_context_logits") else "expected_segment_logits"
+    whole = bool(live.all())
+    logits, softprompt = compressor(
+        ids, None if whole else live.long(), segment_lengths=segment_lengths, output_softprompt=True
+    )
+    if case.has(expected):
+        outcome.compare(expected, logits, live)
+    outcome.compare("expected_memory", softprompt)
+    if whole:  # the batched path must give the same
+        stored = _compress(ids, compressor, segment_lengths)
+        outcome.compare("expected_memory", torch.stack([memory.vectors for memory in stored]))
+        return [[memory] for memory in stored]
+    return [[compressor.as_memory(vectors, ids.shape[1])] for vectors in softprompt]
+
+
+def _compress(ids: Tensor, compressor: AutoCompressor, segment_lengths: int | list[int] | None) -> list[Memory]:
+    return compressor.compress_ids(list(ids), segment_lengths=segment_lengths or ids.shape[1])
+
+
+def _greedy(
+    case: Case, outcome: Outcome, compressor: AutoCompressor, prompts: list[Tensor], memories: list[list[Memory]]
+) -> None:
+    new, logits = [], []
+    for prompt, read in zip(prompts, memories, strict=True):
+        ids = compressor.generate_ids(prompt, read, max_new_tokens=case.settings["max_new_tokens"], eos_token_ids=())
+        new.append(ids)
+        logits.append(compressor.logits(torch.cat([prompt, torch.tensor(ids)]), read)[len(prompt) - 1 : -1])
+    outcome.compare_ids("expected_generated_ids", new)
+    if case.has("expected_generated_logits"):
+        outcome.compare("expected_generated_logits", torch.stack(logits))
+
+
+def _summary_steps(case: Case, outcome: Outcome, compressor: AutoCompressor) -> None:
+    """Generate through a session whose running segment is summarised whenever it is full."""
+    start: list[Memory] = []
+    if case.has("context_ids"):
+        start = _compress(case.tensors["context_ids"], compressor, None)
+        outcome.compare("expected_context_memory", start[0].vectors[None])
+    session = compressor.session(start, segment_tokens=case.settings["segment_lengths"], published=True)
+    last = session.feed(case.tensors["prompt_ids"][0])[-1]
+    lengths, logits, new = [], [], []
+    for step in range(case.settings["max_new_tokens"]):
+        lengths.append(session.softprompt.shape[1])
+        logits.append(last)
+        new.append(int(last.argmax()))
+        if step < case.settings["max_new_tokens"] - 1:
+            last = session.feed(new[-1:])[-1]
+    outcome.compare("expected_generated_logits", torch.stack(logits)[None])
+    outcome.compare("expected_memory", session.softprompt)
+    outcome.compare_ids("expected_generated_ids", [new])
+    outcome.compare_ids("expected_softprompt_length_per_step", lengths)
+
+
+def _mask_of(case: Case, name: str) -> Tensor:
+    """Return the case's attention mask if it is that of tensor ``name``, else all ones."""
+    ids, mask = case.tensors[name], case.tensors.get("attention_mask")
+    owner = next((n for n in ("input_ids", "prompt_ids", "context_ids") if n in case.tensors), None)
+    belongs = mask is not None and mask.shape == ids.shape and (owner == name or not case.has("input_ids"))
+    return mask.bool() if belongs else torch.ones_like(ids, dtype=torch.bool)
+
+
+def _rows(case: Case, name: str) -> list[Tensor]:
+    return [row[live] for row, live in zip(case.tensors[name], _mask_of(case, name), strict=True)]

@@ -1,0 +1,99 @@
+"""One golden case: what it holds, which tier it is of, and the outcome of comparing with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class Unsupported(Exception):
+    """The case needs a mode that ctxdocs does not have."""
+
+
+@dataclass
+class Case:
+    """A folder of the golden schema."""
+
+    folder: Path
+    method: str
+    settings: dict[str, Any]
+    atol: float
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, folder: Path) -> Case:
+        description = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        return cls(
+            folder=folder,
+            method=description["method"],
+            settings=description["settings"],
+            atol=description.get("atol", 1e-4),
+            tensors=load_file(folder / "io.safetensors"),
+        )
+
+    @property
+    def tier(self) -> str:
+        if any("_grad" in name or "_loss" in name for name in self.tensors):
+            return "training"
+        mask = self.tensors.get("attention_mask")
+        return "required" if mask is None or mask.bool().all() else "optional"
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.tensors for name in names)
+
+
+@dataclass
+class Outcome:
+    """Errors by kind, and whether generated tokens are equal (None where the case generates nothing)."""
+
+    case: Case
+    logits: float = 0.0
+    memory: float = 0.0
+    equal_ids: bool | None = None
+    compared: int = 0
+    unsupported: str = ""
+    differing: list[str] = field(default_factory=list)
+
+    def compare(self, name: str, actual: Tensor, where: Tensor | None = None) -> None:
+        """Compare with the expected tensor ``name``, at all entries or where a mask is set."""
+        expected = self.case.tensors[name]
+        if actual.shape != expected.shape:
+            raise AssertionError(f"{name} has shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
+        difference = (actual.float() - expected.float()).abs()
+        if where is not None:
+            difference = difference[where.bool()]
+        error = difference.max().item() if difference.numel() else 0.0
+        kind = "memory" if "memory" in name else "logits"
+        setattr(self, kind, max(getattr(self, kind), error if error == error else float("inf")))
+        self.compared += 1
+        if not error <= self.case.atol:
+            self.differing.append(name)
+
+    def compare_ids(self, name: str, actual: list[list[int]]) -> None:
+        """Compare generated ids with the expected tensor ``name``."""
+        equal = torch.tensor(actual).equal(self.case.tensors[name])
+        self.equal_ids = equal and self.equal_ids is not False
+        self.compared += 1
+        if not equal:
+            self.differing.append(name)
+
+    @property
+    def verdict(self) -> str:
+        if self.unsupported:
+            return "UNSUPPORTED"
+        return "FAIL" if self.differing or not self.compared else "PASS"
+
+    def line(self) -> str:
+        ids = {None: "-", True: "equal", False: "DIFFER"}[self.equal_ids]
+        text = (
+            f"{self.case.folder.name}  {self.case.tier}  logits {self.logits:.1e}  memory {self.memory:.1e}  "
+            f"ids {ids}  {self.verdict}"
+        )
+        why = self.unsupported or ", ".join(self.differing)
+        return f"{text} ({why})" if why else text

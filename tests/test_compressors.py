@@ -1,0 +1,155 @@
+"""What holds for every compressor: batches equal their rows, memories compose, bad input is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ctxdocs import FingerprintMismatch, InputError
+from ctxdocs.compressors import METHODS, compressor_class
+from ctxdocs.compressors.base import batches_by_length
+
+from .conftest import tiny_autocompressor
+
+DOCUMENTS = [[5, 6, 7], list(range(10, 60)), [9], list(range(100, 124)), list(range(30, 79))]
+PROMPT = [11, 12, 13, 14]
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_every_method_is_registered_under_its_own_name():
+    assert all(compressor_class(name).method == name for name in METHODS)
+    with pytest.raises(InputError, match="known methods: autocompressor"):
+        compressor_class("zip")
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_a_batch_equals_its_rows(any_compressor, batch_tokens):
+    together = any_compressor.compress_ids(DOCUMENTS, batch_tokens=batch_tokens)
+    for document, memory in zip(DOCUMENTS, together, strict=True):
+        alone = any_compressor.compress_ids([document])[0]
+        assert memory.source_tokens == len(document)
+        assert memory.slots == alone.slots
+        close(memory.vectors, alone.vectors)
+
+
+def test_texts_compress_like_their_ids(any_compressor):
+    text = "The ferry sails twice a day."
+    ids = any_compressor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert torch.equal(any_compressor.compress([text])[0].vectors, any_compressor.compress_ids([ids])[0].vectors)
+
+
+def test_memories_compose_in_any_order(any_compressor):
+    first, second = any_compressor.compress_ids(DOCUMENTS[:2])
+    both = any_compressor.logits(PROMPT, [first, second])
+    assert both.shape == (len(PROMPT), 400)
+    fused = any_compressor.as_memory(torch.cat([first.vectors, second.vectors]), 53)
+    close(both, any_compressor.logits(PROMPT, [fused]))
+    assert not torch.allclose(both, any_compressor.logits(PROMPT, [second, first]), atol=1e-3)
+
+
+def test_without_memories_the_model_is_the_base_model(any_compressor):
+    plain = any_compressor.model(torch.tensor([PROMPT])).logits[0]
+    close(any_compressor.logits(PROMPT), plain)
+
+
+def test_text_may_stand_in_front_of_a_memory(any_compressor):
+    memory = any_compressor.compress_ids([DOCUMENTS[1]])[0]
+    row = any_compressor.model_input([torch.tensor([3, 4]), memory, torch.tensor(PROMPT)])
+    assert row.is_text.tolist() == [True] * 2 + [False] * memory.slots + [True] * 4
+    if any_compressor.backbone.counts_slots:
+        assert row.positions.tolist() == list(range(len(row.positions)))
+    else:
+        assert row.positions.tolist() == [0, 1] + [-1] * memory.slots + [2, 3, 4, 5]
+
+
+def test_a_memory_of_another_compressor_is_refused(compressor):
+    other = tiny_autocompressor(seed=1)
+    memory = other.compress_ids([[5, 6, 7]])[0]
+    with pytest.raises(FingerprintMismatch, match=f"{other.fingerprint[:12]}.*{compressor.fingerprint[:12]}"):
+        compressor.logits(PROMPT, [memory])
+
+
+def test_the_fingerprint_tells_weights_settings_and_dtype_apart(compressor):
+    fingerprints = {
+        tiny_autocompressor().fingerprint,
+        tiny_autocompressor(seed=1).fingerprint,
+        tiny_autocompressor(accumulate_summary=False).fingerprint,
+        tiny_autocompressor().to(torch.bfloat16).fingerprint,
+    }
+    assert len(fingerprints) == 4
+    assert compressor.fingerprint in fingerprints
+    assert tiny_autocompressor(segment_tokens=7).fingerprint == compressor.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([], "holds no documents"),
+        ([[1, 2], []], "document 1 is empty"),
+        ([[1, 400]], "token id 400, outside the vocabulary of 400"),
+        ([[-1]], "token id -1"),
+        ([[0.5]], "must be integers"),
+        ([[[1]]], "1-D tensor"),
+        ([["a"]], "must be integers"),
+    ],
+)
+def test_unusable_documents_are_refused(any_compressor, documents, message):
+    with pytest.raises(InputError, match=message):
+        any_compressor.compress_ids(documents)
+
+
+def test_a_single_string_is_not_a_list_of_texts(compressor):
+    with pytest.raises(InputError, match=r"compress\(\[text\]\)"):
+        compressor.compress("one text")
+
+
+def test_an_empty_prompt_is_refused(compressor):
+    with pytest.raises(InputError, match="prompt is empty"):
+        compressor.logits([])
+
+
+def test_a_prompt_beyond_the_positions_says_by_how_much(tokenizer):
+    small = tiny_autocompressor(tokenizer=tokenizer, max_position_embeddings=32, segment_tokens=20)
+    memories = small.compress_ids([[5, 6, 7]] * 7)
+    with pytest.raises(InputError, match="take 34 positions, 2 more than the model's 32"):
+        small.logits([1] * 6, memories)
+    with pytest.raises(InputError, match="between 1 and 28 tokens"):
+        tiny_autocompressor(max_position_embeddings=32, segment_tokens=29)
+
+
+def test_compressing_and_reading_are_differentiable():
+    trained = tiny_autocompressor().requires_grad_(True)
+    memory = trained.compress_ids([DOCUMENTS[1]])[0]
+    trained.logits(PROMPT, [memory]).logsumexp(-1).sum().backward()
+    assert trained.embed_summary.weight.grad.abs().sum() > 0
+    assert trained.model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
+    masks = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, attn_mask=None, **kwargs):
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    memories = any_compressor.compress_ids(DOCUMENTS)
+    any_compressor.logits(PROMPT, memories)
+    any_compressor.prefill([[*memories, torch.tensor(PROMPT)], [torch.tensor(PROMPT)]])
+    assert masks
+    assert all(mask is None for mask in masks)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_batches_hold_every_index_once_and_stay_within_the_budget(lengths, budget):
+    batches = list(batches_by_length(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
