@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 #: Name of the model that comes with the package.
 BUNDLED = "bundled"
 
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -81,10 +76,7 @@ def load_compressor(
     folder = _folder(bundled_path() if name_or_path == BUNDLED else name_or_path)
     card = read_card(folder)
     base = _base_folder(folder, settings.pop("base_model", None))
-    config = {
-        **_read_json(base / "config.json"),
-        **_read_json(folder / "config.json", may_lack=base != folder),
-    }
+    config = {**_read_json(base / "config.json"), **_read_json(folder / "config.json", may_lack=base != folder)}
     method = method or (card["method"] if card else _detect(config, folder))
     cls = compressor_class(method)
     run_settings = _settings(cls, {**(card["settings"] if card else {}), **settings})
@@ -212,12 +204,7 @@ def _detect(config: Mapping[str, Any], folder: Path) -> str:
 
 def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings the method does not have, by name."""
-    known = inspect.signature(cls.__init__).parameters.keys() - {
-        "self",
-        "model",
-        "tokenizer",
-        "prompt_format",
-    }
+    known = inspect.signature(cls.__init__).parameters.keys() - {"self", "model", "tokenizer", "prompt_format"}
     if unknown := sorted(settings.keys() - known):
         raise InputError(f"{cls.method} has no setting {_listed(unknown)}", f"it has: {', '.join(sorted(known))}")
     return settings

@@ -150,13 +150,14 @@ class _Checked:
             raise InputError("expected a sequence of texts, got one string", "put it in a list")
         if not texts:
             return np.empty((0, self.dimension), np.float32)
+        returned = embed(list(texts))
         try:
-            vectors = np.asarray(embed(list(texts)), dtype=np.float64)
+            vectors = np.asarray(returned, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise CtxdocsError(f"embedder {self.name} returned no matrix of numbers ({error})") from error
-        wanted = (len(texts), self._dimension or vectors.shape[-1])
-        if vectors.shape != wanted:
-            raise CtxdocsError(f"embedder {self.name} returned vectors of shape {vectors.shape}, not {wanted}")
+        if vectors.ndim != 2 or vectors.shape != (len(texts), self._dimension or vectors.shape[1]):
+            expected = f"[{len(texts)}, {self._dimension or 'dimension'}]"
+            raise CtxdocsError(f"embedder {self.name} returned an array of shape {vectors.shape}, not {expected}")
         if not np.isfinite(vectors).all():
             raise CtxdocsError(f"embedder {self.name} returned numbers that are not finite")
         self._dimension = vectors.shape[1]
@@ -259,17 +260,14 @@ def _from_sentence_transformer(model: SentenceTransformer, name: str, *, reloada
 
 def _from_single_queries(model: object, documents: str, query: str) -> Embedder:
     embed_query = getattr(model, query)
-    return _Checked(
-        _object_name(model),
-        getattr(model, documents),
-        lambda texts: [embed_query(text) for text in texts],
-    )
+    return _Checked(_object_name(model), getattr(model, documents), lambda texts: [embed_query(text) for text in texts])
 
 
 def _object_name(model: object) -> str:
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    for attribute in ("model_name", "model"):
-        if isinstance(value := getattr(model, attribute, None), str):
+    config = getattr(getattr(model, "transformers_model", None), "config", None)
+    for owner, attribute in ((model, "model_name"), (model, "model"), (config, "name_or_path")):
+        if isinstance(value := getattr(owner, attribute, None), str):
             return f"{kind}:{value}"
     return kind
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from ctxdocs.answers import Answer, Hit, Mode
 from ctxdocs.cache import Store
 from ctxdocs.corpus import Chunker, Document, SourceFile, find_files
 from ctxdocs.embedding import Embedder, load_embedder
@@ -22,87 +23,14 @@ from ctxdocs.ingestion import AddProgress, AddReport, Ingestion
 from ctxdocs.retrieval import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
-    from ctxdocs.cache import StoredChunk
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.generation import Generation
     from ctxdocs.prompts import Prompt
 
-Mode: TypeAlias = Literal["memory", "text", "none"]
 Retrieval: TypeAlias = Literal["hybrid", "dense", "lexical"]
 
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_OVERLAP_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A chunk that a search found.
-
-    Parameters
-    ----------
-    document : str
-        Uri of its document.
-    chunk : int
-        Its place in the document, from 0.
-    score : float
-        Higher is better; comparable within one search only.
-    text : str
-        The chunk's text.
-    slots, tokens : int
-        Memory slots that stand for it, and tokens of its text.
-    start, end : int
-        Character offsets in the document's text.
-    id : int
-        The chunk's number in the library.
-    """
-
-    document: str
-    chunk: int
-    score: float
-    text: str
-    slots: int
-    tokens: int
-    start: int
-    end: int
-    id: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        return asdict(self)
-
-
-@dataclass
-class Answer:
-    """An answer and what it was read from.
-
-    Parameters
-    ----------
-    text : str
-        The answer.
-    sources : list of Hit
-        What was read, in this order.
-    mode : {"memory", "text", "none"}
-        How it was read.
-    prompt_tokens, memory_slots : int
-        Text tokens and memory slots in the prompt.
-    time_to_first_token, seconds : float
-        Counted from the question, retrieval included.
-    finish_reason : {"stop", "length"}
-        Why the answer ended.
-    """
-
-    text: str = ""
-    sources: list[Hit] = field(default_factory=list)
-    mode: Mode = "memory"
-    prompt_tokens: int = 0
-    memory_slots: int = 0
-    time_to_first_token: float = 0.0
-    seconds: float = 0.0
-    finish_reason: str = "length"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        return asdict(self)
 
 
 class Library:
@@ -420,7 +348,7 @@ class Library:
     def _hits(self, rankings: list[list[tuple[int, float]]], k: int) -> list[Hit]:
         ranked = rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings)
         scores = dict(ranked[:k])
-        return [_hit(chunk, scores[chunk.id]) for chunk in self.store.chunks(list(scores))]
+        return [Hit.of(chunk, scores[chunk.id]) for chunk in self.store.chunks(list(scores))]
 
     def _prepare(
         self, questions: Sequence[str], k: int, mode: Mode, max_new_tokens: int, options: dict[str, Any]
@@ -484,20 +412,6 @@ def _fill(answer: Answer, result: Generation, retrieved: float) -> None:
     answer.finish_reason = result.finish_reason
     answer.time_to_first_token = retrieved + result.time_to_first_token
     answer.seconds = retrieved + result.seconds
-
-
-def _hit(chunk: StoredChunk, score: float) -> Hit:
-    return Hit(
-        document=chunk.uri,
-        chunk=chunk.ordinal,
-        score=score,
-        text=chunk.text,
-        slots=chunk.slots,
-        tokens=chunk.tokens,
-        start=chunk.start,
-        end=chunk.end,
-        id=chunk.id,
-    )
 
 
 def _distinct(documents: list[Document]) -> list[Document]:

@@ -78,11 +78,7 @@ class PromptFormat:
         for source in sources:
             place = source if isinstance(source, Memory) else _Piece(source, trusted=False)
             pieces += [_Piece(before_source, trusted=True), place, _Piece(after_source, trusted=True)]
-        pieces += [
-            _Piece(before_question, trusted=True),
-            _Piece(question, trusted=False),
-            _Piece(tail, trusted=True),
-        ]
+        pieces += [_Piece(before_question, trusted=True), _Piece(question, trusted=False), _Piece(tail, trusted=True)]
         prompt: Prompt = []
         for is_memory, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, Memory)):
             if is_memory:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs.compressors.base import Compressor, Session
-from ctxdocs.errors import InputError
+from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import Memory, SoftPrompt
 from ctxdocs.prompts import PromptFormat, as_ids
 
@@ -100,10 +100,11 @@ class AutoCompressor(Compressor):
             accumulate_summary=config.get("accumulate_summary", False),
             **settings,
         )
-        for weight in tensors.values():
-            compressor.embed_summary.weight = nn.Parameter(
-                weight.to(device=compressor.backbone.device, dtype=compressor.backbone.dtype)
-            )
+        if (weight := tensors.get("embed_summary.weight")) is not None:
+            wanted = tuple(compressor.embed_summary.weight.shape)
+            if tuple(weight.shape) != wanted:
+                raise CheckpointError(f"embed_summary.weight is {tuple(weight.shape)}, not {wanted}")
+            compressor.embed_summary.weight = nn.Parameter(weight.to(compressor.embed_summary.weight))
         return compressor
 
     @property
@@ -320,12 +321,7 @@ class AutoCompressorSession(Session):
     """
 
     def __init__(
-        self,
-        compressor: AutoCompressor,
-        memories: Sequence[Memory],
-        segment_tokens: int,
-        *,
-        published: bool = False,
+        self, compressor: AutoCompressor, memories: Sequence[Memory], segment_tokens: int, *, published: bool = False
     ) -> None:
         for memory in memories:
             compressor.check_memory(memory)

@@ -65,7 +65,6 @@ def read_card(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged: {error}", "save the compressor again") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}; this ctxdocs reads up to {FORMAT_VERSION}",
-            "upgrade ctxdocs",
+            f"{path} has format version {version}; this ctxdocs reads up to {FORMAT_VERSION}", "upgrade ctxdocs"
         )
     return card

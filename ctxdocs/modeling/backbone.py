@@ -71,12 +71,7 @@ class Backbone:
         return self.embedding(ids.to(self.device))
 
     def run(
-        self,
-        inputs_embeds: Tensor,
-        position_ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
+        self, inputs_embeds: Tensor, position_ids: Tensor, *, mask: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Run the layers and the final norm.
 

@@ -48,8 +48,7 @@ def merge_lora(model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[
                 weight: Any = model.get_submodule(name).weight
             except AttributeError as error:
                 raise CheckpointError(
-                    f"the adapter changes {name}, which the base model lacks",
-                    "is this the adapter's base model?",
+                    f"the adapter changes {name}, which the base model lacks", "is this the adapter's base model?"
                 ) from error
             if sides.keys() != {"A", "B"}:
                 raise CheckpointError(f"the adapter holds only one of the two LoRA factors of {name}")
