@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -133,7 +133,9 @@ def generate(reader: Reader, prompts: Sequence[Prompt], options: GenerationOptio
     return [writer.result for writer in writers]
 
 
-def stream(reader: Reader, prompt: Prompt, options: GenerationOptions | None = None) -> Iterator[str]:
+def stream(
+    reader: Reader, prompt: Prompt, options: GenerationOptions | None = None
+) -> Generator[str, None, Generation]:
     """Continue one prompt, yielding text as it is decided.
 
     A piece is held back while it could still become part of a stop string or of an unfinished character, so the
@@ -197,7 +199,7 @@ class _Chooser:
             self.random.manual_seed(options.seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        scores = self.processors(self.seen, logits.float())
+        scores = self.processors(self.seen, logits.float())  # type: ignore[arg-type]
         if self.sampled:
             chosen = torch.multinomial(scores.softmax(-1), 1, generator=self.random)[:, 0]
         else:

@@ -239,7 +239,7 @@ class AutoCompressor(Compressor):
         """Return ``[batch, 0, width]``."""
         return torch.empty(batch, 0, self.backbone.width, device=self.backbone.device, dtype=self.backbone.dtype)
 
-    def compress_batch(
+    def compress_batch(  # type: ignore[override]  # a method's options are its own
         self, documents: Sequence[Tensor], *, segment_lengths: int | Sequence[int] | None = None
     ) -> list[Memory]:
         """Compress documents, every segment summarised; rows that have ended leave the batch.
@@ -276,7 +276,7 @@ class AutoCompressor(Compressor):
             raise InputError(f"an AutoCompressor reads soft prompts, not {memory.kind}")
         return memory.vectors.to(device=self.backbone.device, dtype=self.backbone.dtype)
 
-    def session(
+    def session(  # type: ignore[override]
         self, memories: Sequence[Memory] = (), *, segment_tokens: int | None = None, published: bool = False
     ) -> AutoCompressorSession:
         """Start a context that is summarised whenever its running segment is full.

@@ -30,4 +30,4 @@ def fingerprint(module: nn.Module, stamp: Mapping[str, Any]) -> str:
 
 def _digest(tensor: Tensor) -> bytes:
     raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy()).digest()
+    return hashlib.sha256(raw.numpy().data).digest()

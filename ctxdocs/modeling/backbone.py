@@ -6,7 +6,7 @@ public interface of a stock ``transformers`` model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,9 @@ class Backbone:
         self.model = model
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
         """The token table; its width is the width of ``inputs_embeds`` (not always ``hidden_size``)."""
-        return self.model.get_input_embeddings()
+        return cast(nn.Embedding, self.model.get_input_embeddings())
 
     @property
     def vocabulary(self) -> int:
