@@ -122,6 +122,8 @@ class Ingestion:
         Cuts texts; its tokenizer is the compressor's.
     known : mapping of str to str
         Digest of every document in the library by uri.
+    unchanged : int
+        Documents that need no work; counted in the report and in the progress.
     on_progress : callable, optional
         Called with an :class:`AddProgress` in this thread.
     """
@@ -133,6 +135,7 @@ class Ingestion:
         embedder: Embedder,
         chunker: Chunker,
         known: Mapping[str, str],
+        unchanged: int = 0,
         on_progress: Callable[[AddProgress], None] | None = None,
     ) -> None:
         self.writer = writer
@@ -141,22 +144,23 @@ class Ingestion:
         self.chunker = chunker
         self.known = known
         self.on_progress = on_progress
-        self.report = AddReport()
-        self.seen = 0
+        self.report = AddReport(unchanged=unchanged)
+        self.seen = self.total = unchanged
         self._window_size = _FIRST_WINDOW
         self._document_ids: dict[int, int] = {}
 
     def run(self, sources: list[SourceFile | Document]) -> AddReport:
-        """Add what is new or changed among ``sources``; return the report, its times not filled in.
+        """Add ``sources``, those that are there already in place of the old ones; return the report without times.
 
         Interrupted (Ctrl-C, an error), it first lets the windows that are computed reach the disk.
         """
+        self.total = self.seen + len(sources)
         pending: deque[Future[None]] = deque()
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="ctxdocs-write") as pool,
             _Prefetch(self._read(sources), _QUEUED_EVENTS) as events,
         ):
-            for window in self._windows(events, len(sources)):
+            for window in self._windows(events):
                 start = time.perf_counter()
                 vectors = self.embedder.embed_documents([chunk.text for _, chunk in window.chunks])
                 memories = self.compressor.compress_ids([chunk.ids for _, chunk in window.chunks])
@@ -164,7 +168,7 @@ class Ingestion:
                     pending.popleft().result()
                 pending.append(pool.submit(self._write, window, vectors, memories))
                 self._count(window, memories)
-                self._show(len(sources))
+                self._show()
                 seconds = time.perf_counter() - start
                 if seconds < _QUICK:
                     self._window_size = min(2 * self._window_size, _LARGEST_WINDOW)
@@ -178,10 +182,6 @@ class Ingestion:
         """Yield, document by document: ("begin", document), ("chunk", (document, chunk)) ..., ("end", document)."""
         for source in sources:
             try:
-                digest = source.sha256 if isinstance(source, Document) else file_digest(source.path)
-                if self.known.get(source.uri) == digest:
-                    yield "unchanged", source.uri
-                    continue
                 document = source if isinstance(source, Document) else load_document(source)
                 yield "begin", document
                 for chunk in self.chunker(document.text):
@@ -190,7 +190,7 @@ class Ingestion:
             except DocumentError as error:
                 yield "failed", {"path": source.uri, "reason": str(error)}
 
-    def _windows(self, events: Iterable[tuple[str, Any]], total: int) -> Iterator[_Window]:
+    def _windows(self, events: Iterable[tuple[str, Any]]) -> Iterator[_Window]:
         window = _Window()
         for kind, value in events:
             if kind == "chunk":
@@ -204,11 +204,9 @@ class Ingestion:
                 self.seen += 1
                 if kind == "end":
                     window.finished.append(value)
-                elif kind == "failed":
-                    self.report.failed.append(value)
                 else:
-                    self.report.unchanged += 1
-                self._show(total)
+                    self.report.failed.append(value)
+                self._show()
         if window.chunks or window.finished:
             yield window
 
@@ -241,9 +239,23 @@ class Ingestion:
         report.documents += len(window.finished)
         report.replaced += sum(document.uri in self.known for document in window.finished)
 
-    def _show(self, total: int) -> None:
+    def _show(self) -> None:
         if self.on_progress is not None:
-            self.on_progress(AddProgress(total, self.seen, self.report))
+            self.on_progress(AddProgress(self.total, self.seen, self.report))
+
+
+def changed(sources: Iterable[SourceFile | Document], known: Mapping[str, str]) -> list[SourceFile | Document]:
+    """Return the sources that a library does not hold as they are; files are compared by digest, without parsing."""
+    return [source for source in sources if source.uri not in known or known[source.uri] != _digest(source)]
+
+
+def _digest(source: SourceFile | Document) -> str | None:
+    if isinstance(source, Document):
+        return source.sha256
+    try:
+        return file_digest(source.path)
+    except DocumentError:  # loading it will say what is wrong
+        return None
 
 
 class _Prefetch(Iterable[T]):

@@ -19,10 +19,11 @@ from ctxdocs.cache import Store
 from ctxdocs.corpus import Chunker, Document, SourceFile, find_files
 from ctxdocs.embedding import Embedder, load_embedder
 from ctxdocs.errors import FingerprintMismatch, InputError, LibraryError
-from ctxdocs.ingestion import AddProgress, AddReport, Ingestion
+from ctxdocs.ingestion import AddProgress, AddReport, Ingestion, changed
 from ctxdocs.retrieval import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
+    from ctxdocs.cache import Writer
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.generation import Generation
     from ctxdocs.prompts import Prompt
@@ -206,9 +207,12 @@ class Library:
         found += _distinct([source for source in given if isinstance(source, Document)])
         with self.store.writer() as writer:
             known = self.store.digests()
-            settings = self.store.manifest.settings
-            chunker = Chunker(self.compressor.tokenizer, settings["chunk_tokens"], settings["overlap_tokens"])
-            report = Ingestion(writer, self.compressor, self.embedder, chunker, known, on_progress).run(found)
+            todo = changed(found, known)
+            unchanged = len(found) - len(todo)
+            if todo:
+                report = self._ingestion(writer, known, unchanged, on_progress).run(todo)
+            else:  # no model is needed, so none is loaded
+                report = AddReport(unchanged=unchanged)
             if missing == "drop":
                 report.removed = writer.remove(_vanished(known, paths, {source.uri for source in found}))
         report.close(time.perf_counter() - start)
@@ -344,6 +348,13 @@ class Library:
             "index": manifest.index,
             **manifest.settings,
         }
+
+    def _ingestion(
+        self, writer: Writer, known: dict[str, str], unchanged: int, on_progress: Callable[[AddProgress], None] | None
+    ) -> Ingestion:
+        settings = self.store.manifest.settings
+        chunker = Chunker(self.compressor.tokenizer, settings["chunk_tokens"], settings["overlap_tokens"])
+        return Ingestion(writer, self.compressor, self.embedder, chunker, known, unchanged, on_progress)
 
     def _hits(self, rankings: list[list[tuple[int, float]]], k: int) -> list[Hit]:
         ranked = rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings)

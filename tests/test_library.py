@@ -38,9 +38,9 @@ def test_adding_counts_what_it_did(make_library, corpus):
     assert report.tokens_per_second == pytest.approx(report.source_tokens / report.seconds)
 
 
-def test_a_second_run_compresses_nothing(library, corpus, monkeypatch):
-    monkeypatch.setattr(type(library.compressor), "compress_batch", lambda *a, **k: pytest.fail("compressed again"))
-    report = library.add(corpus)
+def test_a_second_run_compresses_nothing(library, corpus):
+    reopened = Library.open(library.path, "no/model", FakeEmbedder())  # nothing to do, so no model is loaded
+    report = reopened.add(corpus)
     assert (report.documents, report.chunks, report.unchanged) == (0, 0, 3)
 
 
@@ -298,26 +298,24 @@ def test_an_interruption_keeps_finished_windows_and_the_next_run_resumes(make_li
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ctxdocs-")]
 
 
-def test_an_error_while_reading_reaches_the_caller(make_library):
-    class Broken:
-        uri = "broken"
+def test_an_error_while_reading_reaches_the_caller(make_library, corpus, monkeypatch):
+    import ctxdocs.ingestion as ingestion
 
-        @property
-        def path(self):
-            raise RuntimeError("the disk fell out")
+    def broken(source):
+        raise RuntimeError("the disk fell out")
 
-    from ctxdocs.ingestion import Ingestion
-
-    library = make_library()
-    with library.store.writer() as writer:
-        run = Ingestion(writer, library.compressor, library.embedder, lambda text: [], {})
-        with pytest.raises(RuntimeError, match="fell out"):
-            run.run([Broken()])
+    monkeypatch.setattr(ingestion, "load_document", broken)
+    with pytest.raises(RuntimeError, match="fell out"):
+        make_library().add(corpus)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ctxdocs-")]
 
 
 def test_progress_is_told(make_library, corpus):
     seen = []
-    make_library().add(corpus, on_progress=lambda progress: seen.append((progress.seen, progress.total)))
+    library = make_library()
+    library.add(corpus / "ferry.txt")
+    library.add(corpus, on_progress=lambda progress: seen.append((progress.seen, progress.total)))
+    assert seen[0] == (2, 3)
     assert seen[-1] == (3, 3)
 
 

@@ -25,8 +25,9 @@ _BREAKS = tuple(
 _SPACE = regex.compile(r"\s+")
 _VISIBLE = regex.compile(r"\S")
 _GRAPHEME = regex.compile(r"\X")
-# Between two printable ASCII characters a grapheme cluster always ends.
-_ASCII_PAIR = regex.compile(r"(?r)(?<=[ -~])[ -~]")
+# Characters before which a grapheme cluster always ends.
+_ANCHOR = regex.compile(r"(?r)(?<!\p{Grapheme_Cluster_Break=Prepend})[ -~\p{Unified_Ideograph}]")
+_LONG_CLUSTER = 4096  # characters
 
 _BLOCK = 2**16  # characters tokenised at a time by one thread
 _WINDOW = 8 * _BLOCK  # characters whose tokens are held at once
@@ -138,7 +139,8 @@ class Chunker:
         """Return the offset of every token of ``text[start:stop]``, ascending, int64."""
         bounds = [start]
         while bounds[-1] < stop:
-            bounds.append(min(stop, _cut(text, bounds[-1], min(stop, bounds[-1] + _BLOCK))))
+            limit = bounds[-1] + _BLOCK
+            bounds.append(_break(text, bounds[-1], limit) if limit < stop else stop)
         blocks = list(pairwise(bounds))
         offsets = self._encode([text[a:b] for a, b in blocks], return_offsets_mapping=True)["offset_mapping"]
         starts = [
@@ -169,10 +171,10 @@ class Chunker:
         encoded = self._encode([text[start:end] for start, end in spans])["input_ids"]
         for (start, end), ids in zip(spans, encoded, strict=True):
             if len(ids) > self.chunk_tokens and end - start > 1:
-                half = (start + end + 1) // 2
-                middle = _cut(text, start, half)
-                if middle >= end:
-                    middle = half
+                half = (end - start + 1) // 2
+                middle = start + _cut(text[start:end], 0, half)
+                if middle >= end:  # a single cluster
+                    middle = start + half
                 yield from self._fit(text, [(start, middle), (middle, end)])
             elif ids:
                 yield start, end, ids[: self.chunk_tokens]
@@ -202,25 +204,32 @@ def _cut(text: str, start: int, limit: int) -> int:
     """
     if limit >= len(text):
         return limit
-    end = limit
+    end = _floor(text, start, _break(text, start, limit))
+    if end > start:
+        return end
+    return start + _GRAPHEME.match(text[start : limit + _LONG_CLUSTER]).end()
+
+
+def _break(text: str, start: int, limit: int) -> int:
+    """Return the end of the last paragraph, sentence or word in the last quarter before ``limit``, else ``limit``."""
     low = limit - (limit - start) // 4
     for pattern in _BREAKS:
         # One character further, so that the space after a word that ends at the limit is seen.
         if match := pattern.search(text, low, limit + 1):
-            end = min(match.end(), limit)
-            break
-    end = _floor(text, start, end)
-    return end if end > start else _GRAPHEME.match(text, start).end()
+            return min(match.end(), limit)
+    return limit
 
 
 def _floor(text: str, start: int, position: int) -> int:
     """Return the last grapheme boundary not after ``position``; ``start`` must be a boundary before it."""
     if position >= len(text):
         return position
-    pair = _ASCII_PAIR.search(text, start, position + 1)
-    for cluster in _GRAPHEME.finditer(text, pair.start() if pair else start, position + 1):
-        if cluster.end() > position:
-            return cluster.start()
+    anchor = _ANCHOR.search(text, start, position + 1)
+    begin = anchor.start() if anchor else start
+    # A copy, because regex looks back over a whole run of flags, however long.
+    for cluster in _GRAPHEME.finditer(text[begin : position + 1]):
+        if begin + cluster.end() > position:
+            return begin + cluster.start()
     return position
 
 

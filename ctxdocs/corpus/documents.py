@@ -172,9 +172,8 @@ def load_document(source: SourceFile | str | Path, *, max_bytes: int = MAX_BYTES
     Raises
     ------
     DocumentError
-        If the file is unreadable, too large, empty, binary, damaged, encrypted or without text.
-    MissingDependency
-        If reading its format needs a package that is not installed; the hint names the extra.
+        If the file is unreadable, too large, empty, binary, damaged, encrypted or without text, or if its format
+        needs a package that is not installed; the hint then names the extra.
     """
     if not isinstance(source, SourceFile):
         source = SourceFile.from_path(source)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctxdocs.errors import DocumentError, MissingDependency
+from ctxdocs.errors import DocumentError
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
@@ -35,7 +35,7 @@ def read_text(path: Path, data: bytes) -> tuple[str, dict[str, Any]]:
 
     Raises
     ------
-    DocumentError, MissingDependency
+    DocumentError
         As :func:`ctxdocs.corpus.load_document` says.
     """
     loader = _LOADERS.get(path.suffix.lower(), _TEXT)
@@ -74,7 +74,7 @@ def _decode(path: Path, data: bytes, declared: str | None = None) -> tuple[str, 
         for encoding in ("utf-8", declared or "utf-8"):
             try:
                 return data.decode(encoding), encoding
-            except (UnicodeDecodeError, LookupError):
+            except (UnicodeError, LookupError):
                 continue
         from charset_normalizer import from_bytes
 
@@ -200,8 +200,8 @@ def _docx_blocks(container: Any) -> Iterator[str]:
             yield block.text
 
 
-def _missing(path: Path, package: str) -> MissingDependency:
-    return MissingDependency(f"{path}: reading it needs {package}", "pip install 'ctxdocs[docs-formats]'")
+def _missing(path: Path, package: str) -> DocumentError:
+    return DocumentError(f"{path}: reading it needs {package}", "pip install 'ctxdocs[docs-formats]'")
 
 
 _TEXT = Loader("text", _read_plain)

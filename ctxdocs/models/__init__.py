@@ -1,0 +1,1 @@
+"""The model that comes with the package: weights, tokenizer and model card in `bundled/`."""

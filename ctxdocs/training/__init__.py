@@ -1,0 +1,1 @@
+"""Training: for now the script that makes the bundled model."""
