@@ -91,6 +91,6 @@ def _has_weights(weights: Path) -> bool:
     try:
         index = json.loads(Path(f"{weights}.index.json").read_text(encoding="utf-8"))
         shards = set(index["weight_map"].values())
-        return True
+        return bool(shards) and all((weights.parent / shard).is_file() for shard in shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or a damaged one
         return False

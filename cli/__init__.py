@@ -1,0 +1,7 @@
+"""The command line: ``ctxdocs compress``, ``ask``, ``search``, ``info``, ``remove`` and ``models``."""
+
+from __future__ import annotations
+
+from ctxdocs.cli.group import main
+
+__all__ = ["main"]

@@ -1,0 +1,7 @@
+"""``python -m ctxdocs.cli``."""
+
+from __future__ import annotations
+
+from ctxdocs.cli.group import main
+
+main(prog_name="ctxdocs")

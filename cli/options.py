@@ -1,0 +1,68 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ctxdocs.errors import InputError, LibraryError
+
+if TYPE_CHECKING:
+    from ctxdocs.library import Library
+
+library_option = click.option(
+    "--library",
+    "library_path",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default="ctxdocs-library",
+    envvar="CTXDOCS_LIBRARY",
+    show_default=True,
+    show_envvar=True,
+    help="The library's folder.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Where the models run: auto, cpu, cuda, cuda:1, mps."
+)
+k_option = click.option("-k", "k", type=int, default=4, show_default=True, help="How many chunks.")
+retrieval_option = click.option(
+    "--retrieval",
+    type=click.Choice(["hybrid", "dense", "lexical"]),
+    default="hybrid",
+    show_default=True,
+    help="Embeddings and BM25 together, or one of them.",
+)
+
+
+def open_library(path: Path, model: str | None = None, device: str = "auto") -> Library:
+    """Open a library.
+
+    Raises
+    ------
+    LibraryError
+        If there is none, and how to make one; or if it is damaged.
+    InputError
+        If the device cannot be used.
+    """
+    if not path.exists():
+        raise LibraryError(f"there is no library at {path}", f"make one: ctxdocs compress PATH --library {path}")
+    check_device(device)
+    from ctxdocs.library import Library
+
+    return Library.open(path, model, device=device)
+
+
+def check_device(device: str) -> None:
+    """Raise ``InputError`` unless tensors can be made on the device."""
+    if device == "auto":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by device
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"device {device!r} cannot be used: {reason}", "try --device cpu") from error

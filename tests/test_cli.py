@@ -1,0 +1,520 @@
+"""The command line, run as a user runs it; one tiny library serves most tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ctxdocs.cli import main
+from ctxdocs.published import PUBLISHED, cached_folder
+from tests.conftest import tiny_autocompressor
+
+DOCUMENTS = {
+    "lighthouse.md": "# Lighthouse\n\nThe lighthouse was built in 1874 from grey granite.\n",
+    "ferry.txt": "The ferry sails twice a day in winter and five times in summer.\n",
+    "school/gauge.rst": "Tide gauge\n==========\n\nThe gauge is read every six hours.\n",
+}
+
+
+def write_documents(folder: Path) -> Path:
+    for name, text in DOCUMENTS.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def run(*args: object, **options):
+    return CliRunner().invoke(main, [str(arg) for arg in args], **options)
+
+
+def run_json(*args: object, code: int = 0) -> dict:
+    """Run with --json; standard output is one JSON object and nothing else."""
+    result = run(*args, "--json")
+    assert result.exit_code == code, result.output
+    value = json.loads(result.stdout)
+    assert isinstance(value, dict)
+    assert result.stdout.count("\n") == 1
+    return value
+
+
+@pytest.fixture(scope="module")
+def embedder_folder(tokenizer, tmp_path_factory) -> Path:
+    """A sentence-transformers model that sums random word vectors."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("embedder") / "static"
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=16)]).save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(tiny_checkpoint, embedder_folder) -> list[object]:
+    """What makes a library that needs nothing from outside."""
+    return ["--model", tiny_checkpoint, "--embedder", embedder_folder, "--chunk-tokens", 32, "--overlap-tokens", 4]
+
+
+@pytest.fixture(scope="module")
+def shared(options, tmp_path_factory) -> Path:
+    """A folder with ``corpus`` and the ``library`` made of it, for tests that only read."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_documents(folder / "corpus")
+    run_json("compress", folder / "corpus", "--library", folder / "library", *options)
+    return folder
+
+
+@pytest.fixture
+def own(shared, tmp_path) -> Path:
+    """A library of the test's own, and its corpus."""
+    corpus = write_documents(tmp_path / "corpus")
+    result = run("compress", corpus, "--library", tmp_path / "library", *options_of(shared))
+    assert result.exit_code == 0, result.output
+    return tmp_path
+
+
+def options_of(shared: Path) -> list[object]:
+    info = run_json("info", "--library", shared / "library")
+    return [
+        *("--model", info["compressor"]["name_or_path"], "--embedder", info["embedder"]["name"]),
+        *("--chunk-tokens", info["chunk_tokens"], "--overlap-tokens", info["overlap_tokens"]),
+    ]
+
+
+# compress
+
+
+def test_compress_reports_what_it_did(options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    report = run_json("compress", corpus, "--library", tmp_path / "library", *options)
+    assert report["documents"] == 3
+    assert report["chunks"] >= 3
+    assert report["compression_ratio"] == report["source_tokens"] / report["memory_slots"]
+    assert report["bytes"] > 0
+    assert report["seconds"] > 0
+    assert report["tokens_per_second"] > 0
+    assert (report["unchanged"], report["replaced"], report["removed"], report["failed"]) == (0, 0, 0, [])
+    assert report["library"] == str(tmp_path / "library")
+
+
+def test_second_run_says_that_nothing_changed(own):
+    result = run("compress", own / "corpus", "--library", own / "library")
+    assert result.exit_code == 0
+    assert "Nothing changed: 3 documents" in result.stdout
+    report = run_json("compress", own / "corpus", "--library", own / "library")
+    assert (report["documents"], report["unchanged"]) == (0, 3)
+
+
+def test_changed_documents_are_replaced_and_vanished_ones_pruned(own):
+    (own / "corpus" / "ferry.txt").write_text("The ferry no longer sails.\n", encoding="utf-8")
+    shutil.rmtree(own / "corpus" / "school")
+    report = run_json("compress", own / "corpus", "--library", own / "library")
+    assert (report["documents"], report["replaced"], report["removed"]) == (1, 1, 0)
+    assert run_json("compress", own / "corpus", "--library", own / "library", "--prune")["removed"] == 1
+
+
+def test_prune_accepts_a_folder_that_has_become_empty(own):
+    shutil.rmtree(own / "corpus")
+    (own / "corpus").mkdir()
+    assert run_json("compress", own / "corpus", "--library", own / "library", "--prune")["removed"] == 3
+
+
+def test_documents_that_cannot_be_read_are_named(own):
+    bad = own / "corpus" / "bad.txt"
+    bad.write_bytes(b"\x00\x01\x02")
+    report = run_json("compress", own / "corpus", "--library", own / "library", code=3)
+    assert [failure["path"] for failure in report["failed"]] == [str(bad)]
+    assert report["unchanged"] == 3
+    result = run("compress", own / "corpus", "--library", own / "library")
+    assert result.exit_code == 3
+    assert str(bad) in result.stderr
+
+
+@pytest.mark.parametrize("content", [{}, {"image.png": b"\x89PNG"}], ids=["empty", "unknown formats"])
+def test_nothing_to_compress_makes_no_library(content, options, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    failure = run_json("compress", folder, "--library", tmp_path / "library", *options, code=1)
+    assert str(folder) in failure["error"]
+    assert ".md" in failure["hint"]
+    assert not (tmp_path / "library").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["missing"],
+        ["corpus", "--model", "corpus"],
+        ["corpus", "--index", "nonsense"],
+        ["corpus", "--codec", "nonsense"],
+        ["corpus", "--device", "nonsense"],
+        ["corpus", "--overlap-tokens", "32"],
+        ["corpus", "--segment-tokens", "0"],
+    ],
+    ids=lambda wrong: " ".join(wrong),
+)
+def test_wrong_arguments_make_no_library(wrong, options, tmp_path, monkeypatch):
+    write_documents(tmp_path / "corpus")
+    monkeypatch.chdir(tmp_path)
+    failure = run_json("compress", *options, *wrong, "--library", "library", code=1)
+    assert failure["error"]
+    assert not (tmp_path / "library").exists()
+
+
+def test_a_folder_with_other_files_is_not_taken_for_a_library(options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    before = sorted(corpus.rglob("*"))
+    assert str(corpus) in run_json("compress", corpus, "--library", corpus, *options, code=1)["error"]
+    assert {path for path in corpus.rglob("*") if path.suffix} == {path for path in before if path.suffix}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--chunk-tokens", "64"),
+        ("--overlap-tokens", "0"),
+        ("--segment-tokens", "16"),
+        ("--codec", "int8"),
+        ("--index", "HNSW8"),
+        ("--embedder", "another"),
+        ("--dtype", "bfloat16"),
+    ],
+)
+def test_settings_that_contradict_the_library_are_refused(option, value, shared):
+    failure = run_json("compress", shared / "corpus", "--library", shared / "library", option, value, code=1)
+    assert option in failure["error"]
+    assert value in failure["error"]
+    assert option in failure["hint"]
+
+
+def test_settings_that_agree_with_the_library_are_accepted(shared):
+    report = run_json(
+        "compress", shared / "corpus", "--library", shared / "library", *options_of(shared), "--codec", "exact"
+    )
+    assert report["unchanged"] == 3
+
+
+def test_another_model_is_refused(shared, tokenizer, tmp_path):
+    tiny_autocompressor(tokenizer=tokenizer, seed=1).save(tmp_path / "other")
+    failure = run_json(
+        "compress", shared / "corpus", "--library", shared / "library", "--model", tmp_path / "other", code=1
+    )
+    assert str(tmp_path / "other") in failure["error"]
+
+
+# ask
+
+
+@pytest.mark.parametrize("mode", ["memory", "text", "none"])
+def test_ask_reads_memories_or_text_or_nothing(mode, shared):
+    answer = run_json(
+        "ask",
+        "When does the ferry sail?",
+        "--library",
+        shared / "library",
+        "--mode",
+        mode,
+        "-k",
+        2,
+        "--max-new-tokens",
+        4,
+    )
+    assert answer["mode"] == mode
+    assert isinstance(answer["answer"], str)
+    assert len(answer["sources"]) == (0 if mode == "none" else 2)
+    slots = sum(source["slots"] for source in answer["sources"])
+    assert answer["memory_slots"] == (slots if mode == "memory" else 0)
+    assert answer["prompt_tokens"] > 0
+    assert 0 < answer["time_to_first_token"] <= answer["seconds"]
+    for source in answer["sources"]:
+        assert {"document", "chunk", "score", "text", "slots"} <= source.keys()
+
+
+def test_ask_streams_the_answer_and_lists_its_sources(shared, monkeypatch):
+    monkeypatch.chdir(shared)
+    question = ["ask", "When does the ferry sail?", "--library", "library", "-k", 1, "--max-new-tokens", 8]
+    answer = run_json(*question)
+    result = run(*question)
+    assert result.exit_code == 0
+    streamed, _, sources = result.stdout.partition("\n\n")
+    assert streamed.strip() == "".join(c if c.isprintable() or c in "\t\n" else "\ufffd" for c in answer["answer"])
+    assert f"1  {Path(answer['sources'][0]['document']).relative_to(shared)}" in sources
+
+
+def test_sampling_follows_the_seed(shared):
+    question = ["ask", "Why?", "--library", shared / "library", "--temperature", 1, "--top-k", 50, "--top-p", 0.9]
+    first, again, other = (run_json(*question, "--seed", seed)["answer"] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_an_answer_ends_at_a_stop_string(shared):
+    question = ["ask", "When?", "--library", shared / "library", "--max-new-tokens", 8]
+    whole = run_json(*question, "--stop", "never said")["answer"]
+    stop = whole[2:4]
+    assert run_json(*question, "--stop", stop)["answer"] == whole.partition(stop)[0].strip()
+
+
+def test_a_question_may_come_from_standard_input(shared):
+    result = run("ask", "-", "--library", shared / "library", "--max-new-tokens", 1, "--json", input="Why?\n")
+    assert json.loads(result.stdout)["question"] == "Why?"
+
+
+def test_questions_in_a_file_are_answered_like_each_alone(shared, tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text("When does the ferry sail?\n\nWho reads the gauge?\n", encoding="utf-8")
+    common = ["--library", shared / "library", "--max-new-tokens", 4]
+    answers = run_json("ask", "--questions", file, *common)["answers"]
+    assert [answer["question"] for answer in answers] == ["When does the ferry sail?", "Who reads the gauge?"]
+    for answer in answers:
+        assert answer["answer"] == run_json("ask", answer["question"], *common)["answer"]
+    assert "Who reads the gauge?" in run("ask", "--questions", file, *common).stdout
+
+
+@pytest.mark.parametrize("given", [[], ["Why?", "--questions", __file__]], ids=["neither", "both"])
+def test_ask_takes_one_question_or_a_file(given, shared):
+    assert run("ask", *given, "--library", shared / "library").exit_code == 2
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_an_empty_question_is_an_error_in_every_mode(question, shared):
+    run_json("ask", question, "--library", shared / "library", "--mode", "none", code=1)
+
+
+# search, info, remove
+
+
+@pytest.mark.parametrize("retrieval", ["hybrid", "dense", "lexical"])
+def test_search_finds_the_document(retrieval, shared):
+    query = "lighthouse grey granite"
+    found = run_json("search", query, "--library", shared / "library", "--retrieval", retrieval, "-k", 1)
+    assert found["query"] == query
+    assert [Path(hit["document"]).name for hit in found["hits"]] == ["lighthouse.md"]
+    assert "1874" in found["hits"][0]["text"]
+
+
+def test_k_must_be_positive_and_may_exceed_the_chunks(shared):
+    assert "k must be" in run_json("search", "ferry", "--library", shared / "library", "-k", 0, code=1)["error"]
+    chunks = run_json("info", "--library", shared / "library")["chunks"]
+    hits = run_json("search", "ferry", "--library", shared / "library", "-k", 99, "--retrieval", "dense")["hits"]
+    assert len(hits) == chunks
+
+
+def test_info_counts_and_lists_documents(shared):
+    info = run_json("info", "--library", shared / "library", "--documents")
+    assert info["documents"] == len(info["document_list"]) == 3
+    assert {Path(document["uri"]).name for document in info["document_list"]} == {
+        "lighthouse.md",
+        "ferry.txt",
+        "gauge.rst",
+    }
+    assert (info["chunk_tokens"], info["codec"]) == (32, "exact")
+    text = run("info", "--library", shared / "library", "--documents").stdout
+    assert "gauge.rst" in text
+    assert info["compressor"]["fingerprint"][:12] in text
+
+
+def test_remove_takes_files_and_folders(own, monkeypatch):
+    monkeypatch.chdir(own)
+    removed = run_json("remove", "corpus/ferry.txt", "corpus/school", "--compact", "--library", "library")
+    assert removed["removed"] == 2
+    assert removed["bytes_freed"] > 0
+    assert run_json("info", "--library", "library")["documents"] == 1
+    assert "ferry.txt" in run_json("remove", "corpus/ferry.txt", "--library", "library", code=1)["error"]
+
+
+def test_an_empty_library_says_how_to_fill_it(own):
+    run_json("remove", own / "corpus", "--library", own / "library")
+    assert "compress" in run_json("ask", "Why?", "--library", own / "library", code=1)["hint"]
+
+
+# models
+
+
+def cached(hub: Path, name: str, files: dict[str, str]) -> None:
+    """Lay files out like the local cache of the hub."""
+    folder = hub / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0")
+    (folder / "snapshots" / "0").mkdir(parents=True)
+    for file, text in files.items():
+        (folder / "snapshots" / "0" / file).write_text(text)
+
+
+def test_models_lists_what_is_published_and_what_is_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    sharded = {"config.json": "{}", "pytorch_model.bin.index.json": '{"weight_map": {"a": "1.bin", "b": "2.bin"}}'}
+    whole, complete, partial, empty = (checkpoint.name for checkpoint in PUBLISHED[:4])
+    cached(tmp_path, whole, {"config.json": "{}", "model.safetensors": ""})
+    cached(tmp_path, complete, {**sharded, "1.bin": "", "2.bin": ""})
+    cached(tmp_path, partial, {**sharded, "1.bin": ""})
+    cached(tmp_path, empty, {"config.json": "{}"})
+    value = run_json("models")
+    assert "autocompressor" in value["methods"]
+    here = {checkpoint["name"] for checkpoint in value["checkpoints"] if checkpoint["cached"]}
+    assert here == {whole, complete}
+    assert cached_folder(whole) == tmp_path / f"models--{whole.replace('/', '--')}" / "snapshots" / "0"
+    text = run("models").stdout
+    assert all(checkpoint.name in text for checkpoint in PUBLISHED)
+
+
+def test_models_lists_the_bundled_model_where_there_is_one(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctxdocs.checkpoints.bundled_path", lambda: tmp_path)
+    assert run_json("models")["bundled"] is None
+    monkeypatch.setattr("ctxdocs.checkpoints.bundled_path", lambda: tiny_checkpoint)
+    bundled = run_json("models")["bundled"]
+    assert (bundled["method"], bundled["slots"], bundled["cached"]) == ("autocompressor", 4, str(tiny_checkpoint))
+    assert "\nbundled " in run("models").stdout
+
+
+def test_published_checkpoints_are_distinct_and_readable():
+    from ctxdocs.compressors import METHODS
+
+    assert len({checkpoint.name for checkpoint in PUBLISHED}) == len(PUBLISHED)
+    assert {checkpoint.method for checkpoint in PUBLISHED} <= METHODS.keys()
+
+
+# errors and streams
+
+
+@pytest.mark.parametrize("command", [["ask", "Why?"], ["search", "why"], ["info"], ["remove", "x"]], ids=lambda c: c[0])
+def test_a_missing_library_is_an_error_with_a_hint(command, tmp_path):
+    failure = run_json(*command, "--library", tmp_path / "none", code=1)
+    assert str(tmp_path / "none") in failure["error"]
+    assert "ctxdocs compress" in failure["hint"]
+    result = run(*command, "--library", tmp_path / "none")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert failure["error"] in result.stderr
+    assert failure["hint"] in result.stderr
+
+
+def test_the_library_may_be_named_by_the_environment(shared):
+    result = run("info", "--json", env={"CTXDOCS_LIBRARY": str(shared / "library")})
+    assert json.loads(result.stdout)["documents"] == 3
+
+
+@pytest.mark.parametrize("command", [["compress"], ["search"], ["ask", "x", "--mode", "nonsense"], ["nonsense"]])
+def test_usage_errors_are_json_too(command):
+    assert "--help" in run_json(*command, code=2)["hint"]
+    result = run(*command)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_behind_a_double_dash_json_is_a_question(shared):
+    result = run("search", "--library", shared / "none", "--", "--json")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+
+
+def test_only_unexpected_errors_show_a_traceback(shared, monkeypatch):
+    expected = ["search", " ", "--library", shared / "library"]
+    assert "Traceback" not in run(*expected).stderr
+    assert "Traceback" in run(*expected, env={"CTXDOCS_DEBUG": "1"}).stderr
+
+    def broken(*_, **__):
+        raise RuntimeError("boiler")
+
+    monkeypatch.setattr("ctxdocs.library.Library.search", broken)
+    result = run("search", "ferry", "--library", shared / "library", "--json")
+    assert result.exit_code == 1
+    assert "boiler" in json.loads(result.stdout)["error"]
+    assert "Traceback" in result.stderr
+    assert isinstance(run("search", "ferry", "--library", shared / "library").exception, RuntimeError)
+
+
+def test_markup_and_control_characters_stay_text(options, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    name = "[bold]\x1b[2J.md"
+    (corpus / name).write_text("The [red]kettle[/red] \x1b]0;title\x07 boils\u202e :smile:", encoding="utf-8")
+    library = ["--library", tmp_path / "library"]
+    run_json("compress", corpus, *library, *options)
+    for result in (run("search", "kettle", *library), run("info", "--documents", *library)):
+        assert result.exit_code == 0
+        assert not set("\x1b\x07\u202e") & set(result.stdout)
+        assert "[bold]" in result.stdout
+    assert "[red]kettle[/red]" in run("search", "kettle", *library).stdout
+    assert ":smile:" in run("search", "kettle", *library).stdout
+    assert run_json("search", "kettle", *library)["hits"][0]["document"].endswith(name)
+
+
+def test_every_command_has_help_and_json():
+    for name in main.list_commands(click.Context(main)):
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert "--json" in result.stdout
+
+
+# in a process of its own
+
+
+def python(*args: object, **options) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, **options)
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from ctxdocs.cli import main; main(['--help'], standalone_mode=False);"
+        "heavy = {'torch', 'transformers', 'faiss', 'numpy', 'rich'} & sys.modules.keys();"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+    assert "compress" in result.stdout
+
+
+def test_both_streams_are_free_of_noise(options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    library = ["--library", tmp_path / "library", "--json"]
+    compressed = python("-m", "ctxdocs.cli", "compress", corpus, *library, *options)
+    answered = python("-m", "ctxdocs.cli", "ask", "Why?", "--max-new-tokens", 2, *library)
+    for result in (compressed, answered):
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        assert isinstance(json.loads(result.stdout), dict)
+
+
+def test_interrupted_compression_is_resumed(options, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(150):
+        (corpus / f"{number:03}.txt").write_text(f"Ship {number} passed the lighthouse.", encoding="utf-8")
+    script = """
+import os, signal, sys
+from ctxdocs.cli import main
+from ctxdocs.compressors.base import Compressor
+compress, calls = Compressor.compress_ids, []
+def interrupted(self, documents, **options):
+    calls.append(documents)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return compress(self, documents, **options)
+Compressor.compress_ids = interrupted
+main(sys.argv[1:])
+"""
+    command = ["compress", corpus, "--library", tmp_path / "library", *options]
+    result = python("-c", script, *command, "--json")
+    assert result.returncode == 130, result.stderr
+    assert result.stderr == ""
+    assert "again" in json.loads(result.stdout)["hint"]
+    stored = run_json("info", "--library", tmp_path / "library")["documents"]
+    assert 0 < stored < 150
+    report = run_json(*command)
+    assert (report["unchanged"], report["documents"]) == (stored, 150 - stored)
+    assert run_json("info", "--library", tmp_path / "library")["documents"] == 150
