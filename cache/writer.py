@@ -121,7 +121,7 @@ class Writer:
         self._begun[document_id] = DocumentRow(document_id, uri, sha256, text, utc_now())
         return document_id
 
-    def write(self, chunks: Sequence[NewChunk] = (), finished: Collection[int] = ()) -> None:
+    def write(self, chunks: Sequence[NewChunk] = (), finished: Collection[int] = ()) -> int:
         """Write chunks, and make documents visible: one shard, one transaction.
 
         Parameters
@@ -132,6 +132,11 @@ class Writer:
         finished : collection of int
             Ids of the documents of which this call brings the last chunks. They become visible, and what they
             replace disappears, in the same transaction.
+
+        Returns
+        -------
+        int
+            Bytes of the memories as stored, after the codec.
 
         Raises
         ------
@@ -146,7 +151,7 @@ class Writer:
             finished = set(finished)
             documents = [self._document(number) for number in finished.union(chunk.document_id for chunk in chunks)]
             if not documents:
-                return
+                return 0
             entries = [self._encode(chunk) for chunk in chunks]
             rows = [_row(chunk, entry) for chunk, entry in zip(chunks, entries, strict=True)]
             embeddings = self._embeddings(chunks)
@@ -158,6 +163,7 @@ class Writer:
                     self._ledger.write(documents, None, rows, finished)
             for document_id in finished:
                 del self._begun[document_id]
+            return sum(row["nbytes"] for row in rows)
 
     def remove(self, uris: Iterable[str]) -> int:
         """Remove documents; return how many of them there were.

@@ -64,7 +64,6 @@ def ask(
     questions = _questions(question, questions_file)
     library = open_library(library_path, model, device)
     silence()
-    _load(library, options)
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
     if questions_file is not None:
         _answer_all(library, questions, chosen, as_json)
@@ -83,13 +82,6 @@ def _questions(question: str | None, file: IO[str] | None) -> list[str]:
     if not questions:
         raise InputError("there is no question", "ask something")
     return questions
-
-
-def _load(library: Library, options: dict[str, Any]) -> None:
-    """Load the models now, so that the times of the answer do not count it."""
-    _ = library.compressor
-    if options["mode"] != "none" and options["retrieval"] != "lexical":
-        _ = library.embedder
 
 
 def _answer_all(library: Library, questions: list[str], options: dict[str, Any], as_json: bool) -> None:

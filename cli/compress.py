@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctxdocs.cli.failures import SOME_FAILED, Interrupted
-from ctxdocs.cli.options import check_device, device_option, json_option, library_option, open_library
+from ctxdocs.cli.options import device_option, json_option, library_option, open_library
 from ctxdocs.cli.output import aligned, clean, counted, print_json, shown, silence, size, terminal
 from ctxdocs.cli.progress import progress_bar
 from ctxdocs.errors import InputError, LibraryError
@@ -75,7 +75,6 @@ def compress(
 
 def _create(path: Path, model: str | None, device: str, given: dict[str, Any]) -> Library:
     """Create a library; nothing is written before the models are loaded and every setting is checked."""
-    check_device(device)
     from ctxdocs.checkpoints import load_compressor
     from ctxdocs.embedding import load_embedder
     from ctxdocs.library import Library

@@ -40,8 +40,8 @@ def _bundled() -> dict[str, Any] | None:
     """Describe the model that comes with the package like a published one; None where it is missing."""
     import json
 
-    from ctxdocs.checkpoints import BUNDLED, bundled_path
     from ctxdocs.compressors.saving import read_card
+    from ctxdocs.published import BUNDLED, bundled_path
 
     folder = bundled_path()
     card = read_card(folder)
@@ -54,7 +54,7 @@ def _bundled() -> dict[str, Any] | None:
         "base": config["model_type"],
         "slots": config.get("summary_length"),
         "window": config["max_position_embeddings"],
-        "licence": "see its model card",
+        "licence": "apache-2.0",
         "cached": str(folder),
     }
 

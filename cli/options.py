@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ctxdocs.errors import InputError, LibraryError
+from ctxdocs.errors import LibraryError
 
 if TYPE_CHECKING:
     from ctxdocs.library import Library
@@ -44,25 +44,9 @@ def open_library(path: Path, model: str | None = None, device: str = "auto") -> 
     ------
     LibraryError
         If there is none, and how to make one; or if it is damaged.
-    InputError
-        If the device cannot be used.
     """
     if not path.exists():
         raise LibraryError(f"there is no library at {path}", f"make one: ctxdocs compress PATH --library {path}")
-    check_device(device)
     from ctxdocs.library import Library
 
     return Library.open(path, model, device=device)
-
-
-def check_device(device: str) -> None:
-    """Raise ``InputError`` unless tensors can be made on the device."""
-    if device == "auto":
-        return
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by device
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise InputError(f"device {device!r} cannot be used: {reason}", "try --device cpu") from error

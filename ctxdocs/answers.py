@@ -78,7 +78,7 @@ class Answer:
     prompt_tokens, memory_slots : int
         Text tokens and memory slots in the prompt.
     time_to_first_token, seconds : float
-        Counted from the question, retrieval included.
+        Counted from the question; retrieval is included, loading models is not.
     finish_reason : {"stop", "length"}
         Why the answer ended.
     """

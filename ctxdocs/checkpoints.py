@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.saving import OWN_TENSORS, read_card
 from ctxdocs.errors import CheckpointError, InputError
-from ctxdocs.modeling.quiet import quiet_transformers
 from ctxdocs.prompts import PromptFormat
+from ctxdocs.published import BUNDLED, bundled_path
+from ctxdocs.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -22,17 +23,9 @@ if TYPE_CHECKING:
 
     from ctxdocs.compressors.base import Compressor
 
-#: Name of the model that comes with the package.
-BUNDLED = "bundled"
-
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-def bundled_path() -> Path:
-    """Return the folder of the model that comes with the package."""
-    return Path(__file__).parent / "models" / "bundled"
 
 
 def load_compressor(
@@ -71,8 +64,11 @@ def load_compressor(
     ------
     CheckpointError
         If there is no checkpoint there, it is incomplete, or its method cannot be told.
+    InputError
+        If the device cannot be used, or the method does not have a setting.
     """
     name_or_path = BUNDLED if name_or_path is None else str(name_or_path)
+    device = _device(device)
     folder = _folder(bundled_path() if name_or_path == BUNDLED else name_or_path)
     card = read_card(folder)
     base = _base_folder(folder, settings.pop("base_model", None))
@@ -89,7 +85,7 @@ def load_compressor(
     if missing := sorted(own_names - own.keys()):
         raise CheckpointError(f"{folder} lacks tensors of {method}: {_listed(missing)}")
     compressor = cls.build(
-        model.to(_device(device)),  # type: ignore[arg-type]
+        model.to(device),  # type: ignore[arg-type]
         _load_tokenizer(folder) or _load_tokenizer(base),
         config,
         own,
@@ -281,9 +277,14 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 def _device(device: str | torch.device) -> str | torch.device:
     import torch
 
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by device
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"device {str(device)!r} cannot be used: {reason}", "try the device cpu") from error
+    return device
 
 
 def _read_json(path: Path, *, may_lack: bool = False) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ctxdocs.errors import CtxdocsError, InputError, MissingDependency
+from ctxdocs.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -199,12 +200,13 @@ def _sentence_transformer(
         # A cached model is used as it is: asking an unreachable hub for news takes minutes.
         local_files_only = _in_cache(name)
     try:
-        return SentenceTransformer(
-            name,
-            device=None if device is None else str(device),
-            local_files_only=local_files_only,
-            trust_remote_code=False,
-        )
+        with quiet_transformers():
+            return SentenceTransformer(
+                name,
+                device=None if device is None else str(device),
+                local_files_only=local_files_only,
+                trust_remote_code=False,
+            )
     except Exception as error:  # the hub's client, the parsers of config and weights: each raises its own
         raise InputError(
             f"embedder {name!r} cannot be loaded ({error})",

@@ -155,7 +155,7 @@ class Ingestion:
         Interrupted (Ctrl-C, an error), it first lets the windows that are computed reach the disk.
         """
         self.total = self.seen + len(sources)
-        pending: deque[Future[None]] = deque()
+        pending: deque[Future[int]] = deque()
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="ctxdocs-write") as pool,
             _Prefetch(self._read(sources), _QUEUED_EVENTS) as events,
@@ -165,7 +165,7 @@ class Ingestion:
                 vectors = self.embedder.embed_documents([chunk.text for _, chunk in window.chunks])
                 memories = self.compressor.compress_ids([chunk.ids for _, chunk in window.chunks])
                 while len(pending) >= _QUEUED_WRITES:
-                    pending.popleft().result()
+                    self.report.bytes += pending.popleft().result()
                 pending.append(pool.submit(self._write, window, vectors, memories))
                 self._count(window, memories)
                 self._show()
@@ -175,7 +175,7 @@ class Ingestion:
                 elif seconds > _SLOW:
                     self._window_size = max(self._window_size // 2, 1)
             while pending:
-                pending.popleft().result()
+                self.report.bytes += pending.popleft().result()
         return self.report
 
     def _read(self, sources: Iterable[SourceFile | Document]) -> Iterator[tuple[str, Any]]:
@@ -210,7 +210,7 @@ class Ingestion:
         if window.chunks or window.finished:
             yield window
 
-    def _write(self, window: _Window, vectors: Any, memories: list[Any]) -> None:
+    def _write(self, window: _Window, vectors: Any, memories: list[Any]) -> int:
         from ctxdocs.cache import NewChunk
 
         for document in window.begun:
@@ -228,14 +228,13 @@ class Ingestion:
             )
             for (document, chunk), vector, memory in zip(window.chunks, vectors, memories, strict=True)
         ]
-        self.writer.write(chunks, [self._document_ids.pop(id(document)) for document in window.finished])
+        return self.writer.write(chunks, [self._document_ids.pop(id(document)) for document in window.finished])
 
     def _count(self, window: _Window, memories: list[Any]) -> None:
         report = self.report
         report.chunks += len(memories)
         report.source_tokens += sum(memory.source_tokens for memory in memories)
         report.memory_slots += sum(memory.slots for memory in memories)
-        report.bytes += sum(memory.nbytes for memory in memories)
         report.documents += len(window.finished)
         report.replaced += sum(document.uri in self.known for document in window.finished)
 

@@ -323,6 +323,7 @@ class Library:
         """Like :meth:`ask` for several questions, read and answered as one batch."""
         from ctxdocs import generation
 
+        self.load(mode)
         start = time.perf_counter()
         prompts, answers, chosen = self._prepare(questions, k, mode, max_new_tokens, options)
         retrieved = time.perf_counter() - start
@@ -335,6 +336,12 @@ class Library:
     ) -> AnswerStream:
         """Like :meth:`ask`, as an iterator over pieces of the answer; afterwards its ``answer`` is complete."""
         return AnswerStream(self, question, k, mode, max_new_tokens, options)
+
+    def load(self, mode: Mode = "memory") -> None:
+        """Load what answering in a mode needs, if that is not done yet; no answer's times include it."""
+        _ = self.compressor
+        if mode != "none":
+            _ = self.embedder
 
     def info(self) -> dict[str, Any]:
         """Return what the library is and holds, as JSON-able values; loads no model."""
@@ -398,6 +405,7 @@ class AnswerStream(Iterator[str]):
     ) -> None:
         from ctxdocs import generation
 
+        library.load(mode)
         start = time.perf_counter()
         prompts, answers, chosen = library._prepare([question], k, mode, max_new_tokens, options)
         self.answer = answers[0]

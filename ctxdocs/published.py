@@ -1,10 +1,18 @@
-"""The checkpoints that authors of compression methods have published, and which of them are in the local cache."""
+"""The model that comes with the package, the checkpoints that authors have published, and which of them are here."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+#: Name of the model that comes with the package.
+BUNDLED = "bundled"
+
+
+def bundled_path() -> Path:
+    """Return the folder of the model that comes with the package."""
+    return Path(__file__).parent / "models" / BUNDLED
 
 
 @dataclass(frozen=True)

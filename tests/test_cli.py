@@ -371,9 +371,9 @@ def test_models_lists_what_is_published_and_what_is_here(tmp_path, monkeypatch):
 
 
 def test_models_lists_the_bundled_model_where_there_is_one(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("ctxdocs.checkpoints.bundled_path", lambda: tmp_path)
+    monkeypatch.setattr("ctxdocs.published.bundled_path", lambda: tmp_path)
     assert run_json("models")["bundled"] is None
-    monkeypatch.setattr("ctxdocs.checkpoints.bundled_path", lambda: tiny_checkpoint)
+    monkeypatch.setattr("ctxdocs.published.bundled_path", lambda: tiny_checkpoint)
     bundled = run_json("models")["bundled"]
     assert (bundled["method"], bundled["slots"], bundled["cached"]) == ("autocompressor", 4, str(tiny_checkpoint))
     assert "\nbundled " in run("models").stdout

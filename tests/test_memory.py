@@ -41,11 +41,7 @@ def test_wrong_tensors_are_refused():
         SoftPrompt(vectors=torch.zeros(3), span=3, **STAMP)
     with pytest.raises(InputError, match="disagree on their shapes"):
         KVMemory(
-            keys=torch.zeros(1, 1, 3, 2),
-            values=torch.zeros(1, 1, 2, 2),
-            positions=torch.arange(3),
-            span=3,
-            **STAMP,
+            keys=torch.zeros(1, 1, 3, 2), values=torch.zeros(1, 1, 2, 2), positions=torch.arange(3), span=3, **STAMP
         )
     with pytest.raises(InputError, match="known kinds: kv, layer_states, soft_prompt"):
         Memory.from_tensors("pickle", {}, span=0, **STAMP)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxdocs.errors import CheckpointError
-from ctxdocs.modeling.quiet import quiet_transformers
+from ctxdocs.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor

