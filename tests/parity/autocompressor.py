@@ -9,13 +9,14 @@ import ctxdocs
 from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.memory import Memory
 
-from .case import Case, Outcome, Unsupported
+from .case import Case, Outcome
 
 
 def run(case: Case, outcome: Outcome) -> None:
-    if case.tier == "training":
-        raise Unsupported("training comes with `ctxdocs train`")
     compressor = ctxdocs.load_compressor(case.folder, method="autocompressor", dtype="float32", device="cpu")
+    if case.has("expected_losses"):
+        _training_step(case, outcome, compressor)
+        return
     if case.has("expected_softprompt_length_per_step"):
         _summary_steps(case, outcome, compressor)
         return
@@ -96,6 +97,25 @@ def _summary_steps(case: Case, outcome: Outcome, compressor: AutoCompressor) -> 
     outcome.compare("expected_memory", session.softprompt)
     outcome.compare_ids("expected_generated_ids", [new])
     outcome.compare_ids("expected_softprompt_length_per_step", lengths)
+
+
+def _training_step(case: Case, outcome: Outcome, compressor: AutoCompressor) -> None:
+    """One step of substeps: every substep's loss is back-propagated alone, and the soft prompt is detached between."""
+    compressor.requires_grad_(True)
+    softprompt, losses, start = None, [], 0
+    for step, lengths in enumerate(case.settings["segment_lengths_per_substep"]):
+        here = slice(start, start := start + sum(lengths))
+        ids, mask, labels = (case.tensors[name][:, here] for name in ("input_ids", "attention_mask", "labels"))
+        logits, softprompt = compressor(ids, mask, softprompt, lengths, output_softprompt=True)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        losses.append(loss.detach())
+        softprompt = softprompt.detach()
+        outcome.compare(f"expected_memory_substep{step}", softprompt)
+    outcome.compare("expected_losses", torch.stack(losses))
+    first = compressor.model.get_decoder().layers[0].self_attn.q_proj
+    outcome.compare_relative("expected_grad_embed_summary", compressor.embed_summary.weight.grad)
+    outcome.compare_relative("expected_grad_q_proj_layer0", first.weight.grad)
 
 
 def _mask_of(case: Case, name: str) -> Tensor:

@@ -75,6 +75,12 @@ class Outcome:
         if not error <= self.case.atol:
             self.differing.append(name)
 
+    def compare_relative(self, name: str, actual: Tensor) -> None:
+        """Compare gradients: errors count in units of the largest expected entry."""
+        largest = self.case.tensors[name].abs().max()
+        self.case.tensors[name] = self.case.tensors[name] / largest
+        self.compare(name, actual / largest)
+
     def compare_ids(self, name: str, actual: list[list[int]]) -> None:
         """Compare generated ids with the expected tensor ``name``."""
         equal = torch.tensor(actual).equal(self.case.tensors[name])
