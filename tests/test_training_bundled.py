@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,20 +215,8 @@ def test_a_stopped_run_goes_on_and_another_preset_is_refused(cache, tmp_path):
 
 def test_one_command_makes_a_model_that_loads_and_its_card(data, tmp_path):
     output = tmp_path / "model"
-    arguments = [
-        "--data",
-        str(data),
-        "--output",
-        str(output),
-        "--preset",
-        "tiny",
-        "--minutes",
-        "0.01",
-        "--device",
-        "cpu",
-    ]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
+    options = {"data": data, "output": output, "preset": "tiny", "minutes": 0.01, "device": "cpu"}
+    assert main([f"--{name}={value}" for name, value in options.items()]) == 0
     compressor = load_compressor(output)
     memory = compressor.compress(["The river is a stone."])[0]
     assert memory.slots == RECIPE.summary_length

@@ -1,0 +1,181 @@
+"""The model card, written from measured figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.training.bundled import sources
+from ctxdocs.training.bundled.checkpoint import Progress
+from ctxdocs.training.bundled.evaluate import CONTEXTS, CONTINUATION_TOKENS, DOCUMENT_TOKENS, Figure
+from ctxdocs.training.bundled.recipe import PRESETS
+from ctxdocs.training.bundled.train import count_parameters
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_CURVE_ROWS = 8
+_TABLES = {
+    "minilm": "that of all-MiniLM-L6-v2 (Apache-2.0), carried over to this tokenizer; the layers start from scratch",
+    "random": "random",
+}
+
+_CARD = """# The bundled model
+
+A Llama-architecture AutoCompressor of {millions} million parameters, made by
+`python -m ctxdocs.training.bundled --preset {preset}`. It makes the first minutes with ctxdocs real without a
+network and shows what compression keeps. **It is no assistant**: it has read too little to answer most questions,
+from memory or from text. For answers, load a real checkpoint on a GPU.
+
+| | |
+|---|---|
+| layers x width, heads, feed-forward | {shape} |
+| tokenizer | byte-level BPE, {vocabulary} tokens |
+| memory | {slots} summary vectors per segment of up to {segment} tokens |
+| lengths in training | documents of {lengths} tokens; 1 to {most} memories; plain rows of {plain} tokens |
+| initial token table | {table} |
+| training | {training} |
+| weights | bfloat16 safetensors |
+
+## What a memory is worth
+
+Measured on documents whose titles were kept from training (2 % of them, the test split), with 95 % bootstrap
+intervals over documents. {document} tokens of a document stand in front of a continuation of {continuation}; the
+loss is that of the continuation but its first token, in nats per token. "other memory" is the memory of another
+document, the control: what the right memory saves beyond it is owed to the document's content.
+
+{losses}
+
+Saved against nothing, document by document:
+
+{gains}
+
+By source:
+
+| source | {contexts} | documents |
+|---|{columns}
+{sources}
+
+Questions about {paragraphs} paragraphs that were kept from training: the loss of the answer's tokens, and F1 of the
+words of the greedy answer.
+
+{answer_losses}
+
+{answer_scores}
+
+## Training
+
+Every step mixes plain text, continuations behind 1 to {most} memories (one of them the right one), documents rebuilt
+from their memory, and questions behind memories and behind text. Gradients flow through the memories. Each summary
+vector also names, through the output head, words of its document.
+
+{curve}
+
+## Data
+
+The weights were trained on these texts; the texts themselves are not part of the model's folder. Published
+development and test sets were not used.
+
+| data | training tokens | licence |
+|---|---:|---|
+{data}
+"""
+
+
+def write_card(
+    output: Path, compressor: AutoCompressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]
+) -> None:
+    """Write ``README.md`` into the model's folder.
+
+    Parameters
+    ----------
+    output : Path
+        The folder.
+    compressor : AutoCompressor
+        What was measured.
+    progress : Progress
+        How it was trained.
+    figures : mapping
+        What :func:`ctxdocs.training.bundled.evaluate.evaluate` returned for the test split.
+    tokens : mapping of str to int
+        Size of the prepared data, as ``split.source``.
+    """
+    (output / "README.md").write_text(card(compressor, progress, figures, tokens), encoding="utf-8")
+
+
+def card(compressor: AutoCompressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]) -> str:
+    """Return the model card as markdown."""
+    recipe, config = PRESETS[progress.preset], compressor.model.config
+    return _CARD.format(
+        millions=f"{count_parameters(compressor) / 1e6:.1f}",
+        preset=progress.preset,
+        shape=_shape(config),
+        vocabulary=config.vocab_size,
+        slots=compressor.summary_length,
+        segment=compressor.segment_tokens,
+        lengths=_listed(recipe.document_tokens),
+        most=recipe.most_memories,
+        plain=_listed(recipe.text_tokens),
+        table=_TABLES[recipe.table],
+        training=f"{progress.step:,} steps, {progress.tokens:,} slots (tokens and summary slots), "
+        f"{progress.seconds / 60:.0f} minutes on {progress.device}",
+        document=DOCUMENT_TOKENS,
+        continuation=CONTINUATION_TOKENS,
+        losses=_table(figures["continuation"], "loss"),
+        gains=_table({name: gain for name, gain in figures["gain"].items() if name != "nothing"}, "saved"),
+        contexts=" | ".join(CONTEXTS),
+        columns="---:|" * (len(CONTEXTS) + 1),
+        sources=_by_source(figures["continuation_by_source"]),
+        paragraphs=figures["answer_loss"]["memory"].documents,
+        answer_losses=_table(figures["answer_loss"], "loss of the answer"),
+        answer_scores=_table(figures["answer_f1"], "F1"),
+        curve=_curve(progress),
+        data=_data(tokens),
+    )
+
+
+def _shape(config: PretrainedConfig) -> str:
+    layers, width = config.num_hidden_layers, config.hidden_size
+    return f"{layers} x {width}, {config.num_attention_heads}, {config.intermediate_size}"
+
+
+def _table(figures: Mapping[str, Figure], header: str) -> str:
+    rows = [
+        f"| {context} | {figure.mean:.3f} | {figure.low:.3f} to {figure.high:.3f} | {figure.documents} |"
+        for context, figure in figures.items()
+    ]
+    return "\n".join([f"| given | {header} | 95 % interval | documents |", "|---|---:|---:|---:|", *rows])
+
+
+def _by_source(figures: Mapping[str, Mapping[str, Figure]]) -> str:
+    return "\n".join(
+        f"| {name} | {' | '.join(f'{row[context].mean:.3f}' for context in CONTEXTS)} | {row['nothing'].documents} |"
+        for name, row in figures.items()
+    )
+
+
+def _curve(progress: Progress) -> str:
+    every = max(1, len(progress.log) // _CURVE_ROWS)
+    rows = progress.log[every - 1 :: every]
+    if not rows:
+        return ""
+    header = list(rows[-1])
+    lines = [f"| {' | '.join(header)} |", f"|{'---:|' * len(header)}"]
+    lines += [f"| {' | '.join(str(row[name]) for name in header)} |" for row in rows]
+    return "Training losses over time (nats per token):\n\n" + "\n".join(lines)
+
+
+def _data(tokens: Mapping[str, int]) -> str:
+    rows = [f"| {s.name} | {tokens[f'train.{s.name}']:,} | {s.licence} |" for s in sources.TEXTS]
+    rows.append(
+        f"| questions | {tokens['train.questions']:,} | "
+        + "; ".join(f"{s.name}: {s.licence}" for s in sources.QUESTIONS)
+        + " |"
+    )
+    return "\n".join(rows)
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
