@@ -41,7 +41,7 @@ lint: $(READY)
 
 # The checkout's ctxdocs/ folder would shadow the subpackages mapped beside it: types are checked on the built wheel.
 types: $(READY)
-	rm -rf build/types && mkdir -p build/types
+	rm -rf build/types build/lib && mkdir -p build/types
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/types . > build/types/build.log 2>&1 || (cat build/types/build.log; false)
 	$(BIN)/python -m zipfile -e build/types/*.whl build/types/site
 	cd build/types/site && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml -p ctxdocs
@@ -50,12 +50,16 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Uses the machine's own Python: a bare GPU machine has torch and transformers and can install nothing else. build/lib
+# is removed because what it holds ends up in the wheel, stale or not.
 gpu:
-	bash benchmarks/gpu.sh
+	rm -rf build/site build/lib
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --target build/site .
+	PYTHONPATH=build/site $(PYTHON) benchmarks/gpu.py --minutes 9
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.compress
-	$(BIN)/python -m benchmarks.ask
+	$(BIN)/python benchmarks/compress.py
+	$(BIN)/python benchmarks/ask.py
 
 clean:
 	rm -rf build dist *.egg-info

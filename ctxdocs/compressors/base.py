@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Larger batches than these were no faster (benchmarks/compress.py) and only take memory.
-_BATCH_TOKENS = {"cpu": 4096, "accelerator": 65536}
+# On a CPU larger batches were slower, in caches too small for them (benchmarks/compress.py --batch-tokens).
+_BATCH_TOKENS = {"cpu": 1024, "accelerator": 65536}
 
 
 @dataclass

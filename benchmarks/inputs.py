@@ -1,0 +1,195 @@
+"""What benchmarks run on: models with random weights of real shapes, and generated pages nobody has seen before."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ctxdocs.checkpoints import BUNDLED, load_compressor
+from ctxdocs.corpus import Chunker, find_files, load_document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ctxdocs.compressors.base import Compressor
+
+#: Of the published AutoCompressors.
+SUMMARY_LENGTH = 50
+
+#: Llama configurations: a toy, GPT-2 small's size, TinyLlama 1.1B, Llama 2 7B.
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
+    "0.1b": {
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "1b": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+}
+_POSITIONS = 65536
+_COMMON_WORDS = [
+    *("the", "of", "and", "to", "in", "is", "that", "for", "with", "as", "on", "by", "at", "from", "it", "are", "be"),
+    *("this", "which", "or", "an", "was", "not", "have", "can"),
+]
+_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstv" for vowel in "aeiou"]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that :func:`compressor_from` reads."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", default=BUNDLED, help="a model folder or hub name (default: the bundled model)")
+    model.add_argument("--shape", choices=SHAPES, help="random weights of this size instead; nothing is downloaded")
+    parser.add_argument("--device", default="auto", help="cpu, cuda ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--dtype", default="auto", help="bfloat16, float32 ... (default: the model's; shapes: bfloat16 on a GPU)"
+    )
+    parser.add_argument("--attention", default="auto", help="sdpa, eager, flash_attention_2 (default: transformers')")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights and generated text")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file too")
+
+
+def compressor_from(options: argparse.Namespace) -> Compressor:
+    """Load or build the compressor that the command line asks for."""
+    if options.shape is None:
+        return load_compressor(
+            options.model, device=options.device, dtype=options.dtype, attn_implementation=options.attention
+        )
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    return random_compressor(options.shape, device, getattr(torch, dtype), options.attention, options.seed)
+
+
+def random_compressor(shape: str, device: str, dtype: torch.dtype, attention: str, seed: int) -> Compressor:
+    """Build an AutoCompressor with random weights, straight on the device."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from ctxdocs.compressors.autocompressor import AutoCompressor
+
+    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=_POSITIONS, tie_word_embeddings=False)
+    chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
+    compressor = AutoCompressor(model, _tokenizer(config.vocab_size), summary_length=SUMMARY_LENGTH)
+    compressor.requires_grad_(False)
+    return compressor.eval()
+
+
+def describe(compressor: Compressor, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the compressor is, as JSON-able values."""
+    return {
+        "name": options.shape or compressor.name_or_path,
+        "method": compressor.method,
+        "parameters": sum(parameter.numel() for parameter in compressor.parameters()),
+        "dtype": str(compressor.backbone.dtype).removeprefix("torch."),
+        "attention": compressor.model.config._attn_implementation,
+        **compressor.format_settings,
+        **compressor.run_settings,
+    }
+
+
+def write_pages(folder: Path, count: int, seed: int) -> Path:
+    """Write ``count`` markdown pages; return the folder."""
+    folder.mkdir(parents=True)
+    for number, text in enumerate(itertools.islice(pages(seed), count)):
+        (folder / f"page-{number:05}.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def copy_quarter(corpus: Path, folder: Path) -> Path:
+    """Copy every fourth document of a corpus; return the folder."""
+    folder.mkdir(parents=True)
+    for number, source in enumerate(find_files([corpus])[::4]):
+        shutil.copyfile(source.path, folder / f"{number:05}{source.path.suffix}")
+    return folder
+
+
+def pages(seed: int | str) -> Iterator[str]:
+    """Yield markdown pages without end: headings, paragraphs and lists, from a hundred to a few thousand words."""
+    spell, choose = random.Random("words"), random.Random(seed)  # one language, different pages
+    rare = ["".join(spell.choices(_SYLLABLES, k=spell.randint(2, 4))) for _ in range(5000)]
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(rare) + 1)))
+
+    def sentence() -> str:
+        count = choose.randint(6, 20)
+        drawn = iter(choose.choices(rare, cum_weights=weights, k=count))
+        words = [choose.choice(_COMMON_WORDS) if choose.random() < 0.45 else next(drawn) for _ in range(count)]
+        return " ".join(words).capitalize() + "."
+
+    def section() -> str:
+        title = " ".join(choose.choices(rare, k=3)).title()
+        paragraphs = [" ".join(sentence() for _ in range(choose.randint(2, 6))) for _ in range(choose.randint(1, 3))]
+        if choose.random() < 0.4:
+            paragraphs.append("\n".join(f"- {sentence()}" for _ in range(choose.randint(2, 6))))
+        return "\n\n".join([f"## {title}", *paragraphs])
+
+    while True:
+        sections = [section() for _ in range(round(choose.lognormvariate(1.4, 0.7)) + 1)]
+        yield "\n\n".join([f"# {' '.join(choose.choices(rare, k=2)).title()}", *sections]) + "\n"
+
+
+def chunks_of(corpus: Path, compressor: Compressor, chunk_tokens: int, overlap_tokens: int) -> Iterator[torch.Tensor]:
+    """Yield the token ids of every chunk of a folder's documents, cut as a library cuts them."""
+    chunker = Chunker(compressor.tokenizer, chunk_tokens, overlap_tokens)
+    for source in find_files([corpus]):
+        for chunk in chunker(load_document(source).text):
+            yield torch.tensor(chunk.ids)
+
+
+def stretches(compressor: Compressor, lengths: Sequence[int], seed: int) -> list[torch.Tensor]:
+    """Return generated token ids of exactly these lengths, 1-D int64 each."""
+    encode: Any = compressor.tokenizer
+    texts = (encode(text, add_special_tokens=False)["input_ids"] for text in pages(seed))
+    endless = itertools.chain.from_iterable(texts)
+    return [torch.tensor(list(itertools.islice(endless, length))) for length in lengths]
+
+
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer on generated pages."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(itertools.islice(pages("tokenizer"), 200), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>")
