@@ -1,0 +1,35 @@
+"""The benchmarks run and give ratios; what they measure is not tested here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compress.py", "--shape", "tiny", "--documents", "3", "--parts", "compress_ids"],
+        ["ask.py", "--shape", "tiny", "--longest", "300"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
+    output = tmp_path / "figures.json"
+    script = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]]
+    done = subprocess.run(
+        [*script, "--rounds", "1", "--output", str(output)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(" in done.stdout
+    assert json.loads(output.read_text(encoding="utf-8"))
