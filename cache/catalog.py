@@ -108,6 +108,10 @@ class Catalog:
             "FROM documents WHERE revision IS NOT NULL"
         )
 
+    def has_documents(self) -> bool:
+        """Return whether there is any document."""
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM documents WHERE revision IS NOT NULL)")[0])
+
     def documents(self) -> Iterator[StoredDocument]:
         """Yield the documents in the order they were added, a page at a time."""
         last = 0

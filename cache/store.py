@@ -163,6 +163,10 @@ class Store:
         """Return sums over the library."""
         return Counts(*map(int, self._catalog.totals()), disk_bytes=size_on_disk(self.path))
 
+    def is_empty(self) -> bool:
+        """Return whether the library holds no documents; cheaper than :meth:`counts`."""
+        return not self._catalog.has_documents()
+
     def chunk(self, chunk_id: int) -> StoredChunk | None:
         """Return a chunk, None if it is gone."""
         return next(iter(self._catalog.chunks([chunk_id])), None)

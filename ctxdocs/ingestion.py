@@ -19,16 +19,22 @@ from ctxdocs.corpus import Chunk, Chunker, Document, SourceFile, file_digest, lo
 from ctxdocs.errors import DocumentError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ctxdocs.cache import Writer
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.embedding import Embedder
+    from ctxdocs.memory import Memory
 
 T = TypeVar("T")
 
-# A window is what is compressed and committed together. It grows while windows are quick and shrinks while they are
-# slow, so that a large model on a slow machine still commits every minute or so.
-_FIRST_WINDOW, _LARGEST_WINDOW = 128, 2048
+# A window is what is compressed and committed together, in chunks. It grows while windows are quick (seconds) and
+# shrinks while they are slow, so that a large model on a slow machine still commits every half minute; and its
+# memories, which a key/value method makes large, are held in bounds (bytes).
+_FIRST_WINDOW, _LARGEST_WINDOW = 32, 2048
 _QUICK, _SLOW = 5.0, 30.0
+_WINDOW_BYTES = 256 * 2**20
 _QUEUED_EVENTS = 2048
 _QUEUED_WRITES = 2
 
@@ -162,18 +168,13 @@ class Ingestion:
         ):
             for window in self._windows(events):
                 start = time.perf_counter()
-                vectors = self.embedder.embed_documents([chunk.text for _, chunk in window.chunks])
-                memories = self.compressor.compress_ids([chunk.ids for _, chunk in window.chunks])
+                vectors, memories = self._compute(window)
                 while len(pending) >= _QUEUED_WRITES:
                     self.report.bytes += pending.popleft().result()
                 pending.append(pool.submit(self._write, window, vectors, memories))
                 self._count(window, memories)
                 self._show()
-                seconds = time.perf_counter() - start
-                if seconds < _QUICK:
-                    self._window_size = min(2 * self._window_size, _LARGEST_WINDOW)
-                elif seconds > _SLOW:
-                    self._window_size = max(self._window_size // 2, 1)
+                self._resize_window(time.perf_counter() - start, memories)
             while pending:
                 self.report.bytes += pending.popleft().result()
         return self.report
@@ -210,7 +211,21 @@ class Ingestion:
         if window.chunks or window.finished:
             yield window
 
-    def _write(self, window: _Window, vectors: Any, memories: list[Any]) -> int:
+    def _compute(self, window: _Window) -> tuple[NDArray[np.float32] | list[Any], list[Memory]]:
+        if not window.chunks:  # the last chunks of its documents went with the window before
+            return [], []
+        vectors = self.embedder.embed_documents([chunk.text for _, chunk in window.chunks])
+        return vectors, self.compressor.compress_ids([chunk.ids for _, chunk in window.chunks])
+
+    def _resize_window(self, seconds: float, memories: list[Memory]) -> None:
+        if seconds < _QUICK:
+            self._window_size = min(2 * self._window_size, _LARGEST_WINDOW)
+        elif seconds > _SLOW:
+            self._window_size = self._window_size // 2
+        largest = max((memory.nbytes for memory in memories), default=0)
+        self._window_size = max(1, min(self._window_size, _WINDOW_BYTES // max(largest, 1)))
+
+    def _write(self, window: _Window, vectors: Any, memories: list[Memory]) -> int:
         from ctxdocs.cache import NewChunk
 
         for document in window.begun:
@@ -230,7 +245,7 @@ class Ingestion:
         ]
         return self.writer.write(chunks, [self._document_ids.pop(id(document)) for document in window.finished])
 
-    def _count(self, window: _Window, memories: list[Any]) -> None:
+    def _count(self, window: _Window, memories: list[Memory]) -> None:
         report = self.report
         report.chunks += len(memories)
         report.source_tokens += sum(memory.source_tokens for memory in memories)

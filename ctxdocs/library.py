@@ -41,14 +41,11 @@ class Library:
     """
 
     def __init__(
-        self,
-        store: Store,
-        compressor: Compressor | Callable[[], Compressor],
-        embedder: Embedder | Callable[[], Embedder],
+        self, store: Store, load_compressor: Callable[[], Compressor], load_embedder: Callable[[], Embedder]
     ) -> None:
         self.store = store
-        self._compressor = compressor
-        self._embedder = embedder
+        self._load_compressor = load_compressor
+        self._load_embedder = load_embedder
 
     @classmethod
     def create(
@@ -111,7 +108,7 @@ class Library:
             index=index,
             settings={"chunk_tokens": chunk_tokens, "overlap_tokens": overlap_tokens},
         )
-        return cls(store, loaded, chosen)
+        return cls(store, lambda: loaded, lambda: chosen)
 
     @classmethod
     def open(
@@ -144,22 +141,18 @@ class Library:
         """
         store = Store.open(Path(path))
         return cls(
-            store,
-            functools.partial(_load_compressor, store, compressor, device),
-            functools.partial(_load_embedder, store, embedder, device),
+            store, lambda: _open_compressor(store, compressor, device), lambda: _open_embedder(store, embedder, device)
         )
 
     @functools.cached_property
     def compressor(self) -> Compressor:
-        """The compressor of the library's memories."""
-        from ctxdocs.compressors.base import Compressor
-
-        return self._compressor if isinstance(self._compressor, Compressor) else self._compressor()
+        """The compressor of the library's memories; loaded when first asked for."""
+        return self._load_compressor()
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        """The embedder of the library's index."""
-        return self._embedder() if isinstance(self._embedder, functools.partial) else self._embedder  # type: ignore[return-value]
+        """The embedder of the library's index; loaded when first asked for."""
+        return self._load_embedder()
 
     @property
     def path(self) -> Path:
@@ -278,7 +271,7 @@ class Library:
             raise InputError("the query is empty", "ask something")
         if retrieval not in ("hybrid", "dense", "lexical"):
             raise InputError(f"unknown retrieval {retrieval!r}", "choose hybrid, dense or lexical")
-        if not self.store.counts().chunks:
+        if self.store.is_empty():
             raise LibraryError(
                 f"the library {self.path} is empty", "run: ctxdocs compress PATH --library " + str(self.path)
             )
@@ -449,7 +442,7 @@ def _vanished(known: dict[str, str], paths: list[Path], found: set[str]) -> list
     return [uri for uri in known if uri not in found and any(uri.startswith(folder) for folder in folders)]
 
 
-def _load_compressor(store: Store, given: Any, device: str) -> Compressor:
+def _open_compressor(store: Store, given: Any, device: str) -> Compressor:
     from ctxdocs.checkpoints import load_compressor
     from ctxdocs.compressors.base import Compressor
 
@@ -475,7 +468,7 @@ def _load_compressor(store: Store, given: Any, device: str) -> Compressor:
     return compressor
 
 
-def _load_embedder(store: Store, given: Any, device: str) -> Embedder:
+def _open_embedder(store: Store, given: Any, device: str) -> Embedder:
     stored = store.manifest.embedder
     embedder = load_embedder(given if given is not None else stored["name"], None if device == "auto" else device)
     if (embedder.name, embedder.dimension) != (stored["name"], stored["dimension"]):

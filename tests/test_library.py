@@ -256,6 +256,23 @@ def test_a_twenty_megabyte_file(make_library, tmp_path, monkeypatch):
     assert max(windows) <= 256
 
 
+def test_windows_stay_small_while_memories_are_large(make_library, monkeypatch):
+    import ctxdocs.ingestion as ingestion
+
+    library = make_library()
+    monkeypatch.setattr(ingestion, "_FIRST_WINDOW", 2)
+    monkeypatch.setattr(ingestion, "_WINDOW_BYTES", 3 * 4 * 32 * 4)  # three memories of the tiny model
+    sizes = []
+    compress = type(library.compressor).compress_ids
+    monkeypatch.setattr(
+        type(library.compressor),
+        "compress_ids",
+        lambda self, documents, **options: (sizes.append(len(documents)), compress(self, documents, **options))[1],
+    )
+    library.add([Document.from_text(f"Note number {n}.", uri=f"note/{n}") for n in range(11)])
+    assert sizes == [2, 3, 3, 3]
+
+
 def test_a_failing_write_keeps_what_was_committed(make_library, corpus, monkeypatch):
     from ctxdocs.cache import Writer
 

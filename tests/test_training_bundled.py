@@ -205,7 +205,7 @@ def test_the_rate_rises_holds_and_falls(compressor):
 
 def test_a_stopped_run_goes_on_and_another_preset_is_refused(cache, tmp_path):
     first = train(cache, tmp_path, "tiny", minutes=0.01)
-    second = train(cache, tmp_path, "tiny", minutes=0.02)
+    second = train(cache, tmp_path, "tiny", minutes=first.seconds / 60 + 0.01)
     assert second.step > first.step > 0
     assert second.seconds > first.seconds
     assert second.log[: len(first.log)] == first.log
