@@ -161,7 +161,8 @@ class Store:
 
     def counts(self) -> Counts:
         """Return sums over the library."""
-        return Counts(*map(int, self._catalog.totals()), disk_bytes=size_on_disk(self.path))
+        documents, chunks, tokens, slots, memory_bytes = map(int, self._catalog.totals())
+        return Counts(documents, chunks, tokens, slots, memory_bytes, size_on_disk(self.path))
 
     def is_empty(self) -> bool:
         """Return whether the library holds no documents; cheaper than :meth:`counts`."""
