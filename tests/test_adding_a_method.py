@@ -51,9 +51,6 @@ class Strided(Compressor):
             for v, n in zip(kept, lengths, strict=True)
         ]
 
-    def embed_memory(self, memory):
-        return memory.vectors.to(device=self.backbone.device, dtype=self.backbone.dtype)
-
     def session(self, memories=(), **options):
         raise NotImplementedError
 

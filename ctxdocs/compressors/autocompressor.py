@@ -270,12 +270,6 @@ class AutoCompressor(Compressor):
         span = len(vectors) if self.backbone.counts_slots else 0
         return SoftPrompt(vectors=vectors, span=span, source_tokens=source_tokens, fingerprint=self.fingerprint)
 
-    def embed_memory(self, memory: Memory) -> Tensor:
-        """Summary vectors are input embeddings as they are."""
-        if not isinstance(memory, SoftPrompt):
-            raise InputError(f"an AutoCompressor reads soft prompts, not {memory.kind}")
-        return memory.vectors.to(device=self.backbone.device, dtype=self.backbone.dtype)
-
     def session(  # type: ignore[override]
         self, memories: Sequence[Memory] = (), *, segment_tokens: int | None = None, published: bool = False
     ) -> AutoCompressorSession:
@@ -326,15 +320,16 @@ class AutoCompressorSession(Session):
         for memory in memories:
             compressor.check_memory(memory)
         self.compressor = compressor
-        self.memories = tuple(memories)
+        self.memories = tuple(memory for memory in memories if isinstance(memory, SoftPrompt))
         self.segment_tokens = segment_tokens
         self.published = published
         self.reset()
 
     def reset(self) -> None:
         """Go back to the memories the session started from."""
-        start = [self.compressor.embed_memory(memory)[None] for memory in self.memories]
-        self.softprompt = torch.cat([self.compressor.empty_softprompt(1), *start], dim=1)
+        empty = self.compressor.empty_softprompt(1)
+        start = [memory.vectors[None].to(empty) for memory in self.memories]
+        self.softprompt = torch.cat([empty, *start], dim=1)
         self.tokens_seen = 0
         self._last_logits: Tensor | None = None
         self._open_segment()

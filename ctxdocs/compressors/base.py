@@ -1,14 +1,14 @@
 """What every compressor shares: batching by length, reading prompts with memories, generation, saving, identity.
 
-A method subclasses :class:`Compressor` and says four things: what its settings are, how a batch of token ids becomes
-memories, how a memory becomes model input, and how its session grows. Everything else is written here, once.
+A method subclasses :class:`Compressor` and says how its checkpoints are recognised and built, what its settings are,
+how a batch of token ids becomes memories, and how its session grows. Everything else is written here, once; how a
+memory is read follows from its kind.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,58 +17,18 @@ from torch import Tensor, nn
 
 from ctxdocs import generation
 from ctxdocs.compressors import identity, saving
+from ctxdocs.compressors.reading import Layout, ModelInput, ReadState, batch_input
 from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 # On a CPU larger batches were slower, in caches too small for them (benchmarks/compress.py --batch-tokens).
 _BATCH_TOKENS = {"cpu": 1024, "accelerator": 65536}
-
-
-@dataclass
-class ModelInput:
-    """One prompt as a model reads it.
-
-    Parameters
-    ----------
-    embeds : torch.Tensor
-        ``[slots, width]``.
-    positions : torch.Tensor
-        ``[slots]``, int64.
-    is_text : torch.Tensor
-        ``[slots]``, bool: False at memory slots.
-    next_position : int
-        Position of the token that follows.
-    """
-
-    embeds: Tensor
-    positions: Tensor
-    is_text: Tensor
-    next_position: int
-
-
-@dataclass
-class ReadState:
-    """A batch of prompts that has been read, ready for the next tokens.
-
-    Parameters
-    ----------
-    cache : transformers.Cache
-        Keys and values read so far.
-    live : torch.Tensor or None
-        ``[batch, cached]``, bool: False at padding; None when there is none, which keeps attention maskless.
-    next_position : torch.Tensor
-        ``[batch]``, int64.
-    """
-
-    cache: Cache
-    live: Tensor | None
-    next_position: Tensor
 
 
 class Compressor(nn.Module, abc.ABC):
@@ -144,10 +104,6 @@ class Compressor(nn.Module, abc.ABC):
         """Compress documents of similar length (1-D int64 ids, none empty) in one batch."""
 
     @abc.abstractmethod
-    def embed_memory(self, memory: Memory) -> Tensor:
-        """Return a memory's slots as input embeddings ``[slots, width]``."""
-
-    @abc.abstractmethod
     def session(self, **options: Any) -> Session:
         """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
 
@@ -216,8 +172,10 @@ class Compressor(nn.Module, abc.ABC):
             ``[len(prompt_ids), vocabulary]``.
         """
         row = self.model_input([*memories, as_ids(prompt_ids)])
-        hidden = self.backbone.run(row.embeds[None], row.positions[None])[0]
-        return self.backbone.head(hidden[row.is_text])
+        batch = batch_input(self.model, [row])
+        cache = batch.cache if row.slots else None
+        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache)
+        return self.backbone.head(hidden[0, row.is_text])
 
     def generate_ids(
         self,
@@ -280,36 +238,17 @@ class Compressor(nn.Module, abc.ABC):
         FingerprintMismatch
             If a memory was made by another compressor.
         """
-        embeds, positions, is_text, offset = [], [], [], 0
+        layout = Layout(self.backbone)
         for part in prompt:
             if isinstance(part, Memory):
                 self.check_memory(part)
-                slots = self.embed_memory(part)
-                places = torch.arange(offset, offset + len(slots)) if part.span else torch.full((len(slots),), -1)
-                offset += part.span
+                layout.add_memory(part)
             else:
-                slots = self.backbone.embed(self._checked_ids(part, "the prompt", may_be_empty=True))
-                places = torch.arange(offset, offset + len(slots))
-                offset += len(slots)
-            embeds.append(slots)
-            positions.append(places)
-            is_text.append(torch.full((len(slots),), not isinstance(part, Memory)))
-        if not any(len(slots) for slots in embeds):
-            raise InputError("the prompt is empty", "give at least one token")
-        limit = self.backbone.max_positions
-        if offset > limit:
-            raise InputError(
-                f"the prompt and its memories take {offset} positions, {offset - limit} more than the model's {limit}",
-                "read fewer memories or shorten the prompt",
-            )
-        device = self.backbone.device
-        return ModelInput(torch.cat(embeds), torch.cat(positions).to(device), torch.cat(is_text).to(device), offset)
+                layout.add_text(self._checked_ids(part, "the prompt", may_be_empty=True))
+        return layout.finish()
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ReadState]:
         """Read a batch of prompts.
-
-        Shorter prompts are padded on the right: what is live never attends to padding, so plain causal attention
-        stays maskless here, and only the steps that follow need to know which cached slots are live.
 
         Returns
         -------
@@ -318,20 +257,12 @@ class Compressor(nn.Module, abc.ABC):
         state : ReadState
             For :meth:`step`.
         """
-        from transformers import DynamicCache
-
         rows = [self.model_input(prompt) for prompt in prompts]
-        lengths = torch.tensor([len(row.positions) for row in rows], device=self.backbone.device)
-        embeds = nn.utils.rnn.pad_sequence([row.embeds for row in rows], batch_first=True)
-        longest = max((row.positions for row in rows), key=len)
-        positions = torch.stack([torch.cat([row.positions, longest[len(row.positions) :]]) for row in rows])
-        cache = DynamicCache(config=self.model.config)
-        hidden = self.backbone.run(embeds, positions, cache=cache)
-        last = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
-        even = len({len(row.positions) for row in rows}) == 1
-        live = None if even else torch.arange(embeds.shape[1], device=lengths.device) < lengths[:, None]
-        following = torch.tensor([row.next_position for row in rows], device=lengths.device)
-        return self.backbone.head(last), ReadState(cache, live, following)
+        batch = batch_input(self.model, rows)
+        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=batch.cache)
+        last = hidden[torch.arange(len(rows), device=hidden.device), batch.lengths - 1]
+        following = torch.tensor([row.next_position for row in rows], device=hidden.device)
+        return self.backbone.head(last), ReadState(batch.cache, batch.live, following)
 
     def step(self, ids: Tensor, state: ReadState) -> Tensor:
         """Read one more token per prompt (``[batch]``, int64), extending ``state``; return ``[batch, vocabulary]``."""

@@ -1,0 +1,109 @@
+"""Keys and values of an unmodified model: recorded as its layers compute them, and put into its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxdocs.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+
+class Recorded:
+    """Keys before the rotary embedding (after a key norm, where the model has one) and values, of every layer.
+
+    Holds those of the last forward that ran while they were recorded.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    @property
+    def keys(self) -> Tensor:
+        """``[layers, batch, kv_heads, tokens, head_dim]``."""
+        return torch.stack([self._keys[layer] for layer in sorted(self._keys)])
+
+    @property
+    def values(self) -> Tensor:
+        """``[layers, batch, kv_heads, tokens, head_dim]``."""
+        return torch.stack([self._values[layer] for layer in sorted(self._values)])
+
+
+@contextmanager
+def recorded_keys_values(model: PreTrainedModel) -> Iterator[Recorded]:
+    """Record what the attention layers' key and value projections put out while the block runs.
+
+    Raises
+    ------
+    InputError
+        If the model's attention layers are of no known layout.
+    """
+    recorded, hooks = Recorded(), []
+    try:
+        for module in model.modules():
+            if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
+                hooks += _hooks(module, recorded)
+        if not hooks:
+            raise InputError(f"the attention layers of {type(model).__name__} are of no known layout")
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fill_cache(keys: Tensor, values: Tensor) -> Cache:
+    """Return a cache that holds rotated keys and values, ``[layers, batch, kv_heads, slots, head_dim]`` each."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (layer_keys, layer_values) in enumerate(zip(keys, values, strict=True)):
+        cache.update(layer_keys, layer_values, layer)
+    return cache
+
+
+def _hooks(attention: Any, recorded: Recorded) -> list[Any]:
+    """Set hooks on one attention layer; projections are separate (most models) or one (Phi-3, GPT-NeoX)."""
+    layer = attention.layer_idx
+
+    def keep(kind: dict[int, Tensor], part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            kind[layer] = part(output)
+
+        return hook
+
+    if hasattr(attention, "query_key_value"):
+        size = attention.head_size
+
+        def third(index: int) -> Callable[[Tensor], Tensor]:
+            return lambda fused: _heads(fused, 3 * size).chunk(3, dim=-1)[index]
+
+        parts = [(attention.query_key_value, recorded._keys, third(1))]
+        parts += [(attention.query_key_value, recorded._values, third(2))]
+    elif hasattr(attention, "qkv_proj"):
+        size = attention.head_dim
+        width = attention.num_key_value_heads * size
+        parts = [
+            (attention.qkv_proj, recorded._keys, lambda fused: _heads(fused[..., -2 * width : -width], size)),
+            (attention.qkv_proj, recorded._values, lambda fused: _heads(fused[..., -width:], size)),
+        ]
+    elif hasattr(attention, "k_proj") and hasattr(attention, "v_proj"):
+        size = attention.head_dim
+        parts = [
+            (getattr(attention, "k_norm", None) or attention.k_proj, recorded._keys, lambda out: _heads(out, size)),
+            (attention.v_proj, recorded._values, lambda out: _heads(out, size)),
+        ]
+    else:
+        return []
+    return [module.register_forward_hook(keep(kind, part)) for module, kind, part in parts]
+
+
+def _heads(output: Tensor, size: int) -> Tensor:
+    """Turn ``[batch, tokens, ...]`` into ``[batch, heads, tokens, size]``."""
+    return output.reshape(*output.shape[:2], -1, size).transpose(1, 2)
