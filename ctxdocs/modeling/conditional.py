@@ -1,4 +1,4 @@
-"""Linear layers that put out something else on marked rows: other weights, or a LoRA that is on for some tokens only."""
+"""Linear layers that put out something else on marked rows: other weights, or a LoRA on for some tokens only."""
 
 from __future__ import annotations
 
