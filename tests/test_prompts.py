@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxdocs import InputError
+from ctxdocs.corpus import Chunker
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import PromptFormat, encode_parts, encode_text, with_bos
 
@@ -41,6 +42,13 @@ def test_special_tokens_from_outside_stay_text(tokenizer, question):
     assert sum(int(token) in special for part in prompt for token in part) == 1
     assert not special & set(encode_text(tokenizer, question).tolist())
     assert tokenizer.decode(torch.cat(prompt)) == question + "\n\n<|end|>" + question
+
+
+def test_special_tokens_in_a_document_stay_text(tokenizer):
+    text = "before <|end|> after <|pad|>"
+    (chunk,) = Chunker(tokenizer, 64, 0)(text)
+    assert not set(tokenizer.all_special_ids) & set(chunk.ids)
+    assert chunk.ids == encode_text(tokenizer, text).tolist()
 
 
 @given(question=st.text(max_size=30), source=st.text(max_size=30))

@@ -183,6 +183,7 @@ class Chunker:
         return self.tokenizer(
             texts,
             add_special_tokens=False,
+            split_special_tokens=True,  # a document's text never becomes special tokens
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
