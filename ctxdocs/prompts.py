@@ -33,21 +33,25 @@ class PromptFormat:
     ----------
     template : str
         The whole prompt, holding ``{sources}`` and ``{question}`` once each, in this order.
-    source : str
-        One source, holding ``{source}`` once: the place of its memory or of its text.
+    text, memory : str
+        One source that is read as raw text, and one that is read as a memory, each holding ``{source}`` once. By
+        default texts stand apart and memories side by side, as the published models saw them.
     stop : tuple of str
         Strings that end an answer; they are not part of it.
     """
 
     template: str = "{sources}Question: {question}\nAnswer:"
-    source: str = "{source}\n\n"
+    text: str = "{source}\n\n"
+    memory: str = "{source}"
     stop: tuple[str, ...] = ("\nQuestion:", "\n\n")
 
     def __post_init__(self) -> None:
         before, found, after = self.template.partition(_SOURCES)
-        if not found or after.count(_QUESTION) != 1 or _QUESTION in before or self.source.count(_SOURCE) != 1:
+        frames = self.text.count(_SOURCE) == self.memory.count(_SOURCE) == 1
+        if not found or after.count(_QUESTION) != 1 or _QUESTION in before or not frames:
             raise InputError(
-                "a prompt format needs {sources} and then {question} in its template, and {source} in its source"
+                "a prompt format needs {sources} and then {question} in its template, "
+                "and {source} in its text and in its memory"
             )
 
     @classmethod
@@ -73,11 +77,12 @@ class PromptFormat:
         """
         head, _, rest = self.template.partition(_SOURCES)
         before_question, _, tail = rest.partition(_QUESTION)
-        before_source, _, after_source = self.source.partition(_SOURCE)
         pieces: list[Memory | _Piece] = [_Piece(head, trusted=True)]
         for source in sources:
+            is_memory = isinstance(source, Memory)
+            before, _, after = (self.memory if is_memory else self.text).partition(_SOURCE)
             place = source if isinstance(source, Memory) else _Piece(source, trusted=False)
-            pieces += [_Piece(before_source, trusted=True), place, _Piece(after_source, trusted=True)]
+            pieces += [_Piece(before, trusted=True), place, _Piece(after, trusted=True)]
         pieces += [_Piece(before_question, trusted=True), _Piece(question, trusted=False), _Piece(tail, trusted=True)]
         prompt: Prompt = []
         for is_memory, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, Memory)):

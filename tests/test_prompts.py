@@ -12,7 +12,9 @@ from ctxdocs.corpus import Chunker
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import PromptFormat, encode_parts, encode_text, with_bos
 
-FORMAT = PromptFormat(template="Read.{sources} Question: {question}\nAnswer:", source="<{source}>", stop=("\n",))
+FORMAT = PromptFormat(
+    template="Read.{sources} Question: {question}\nAnswer:", text="<{source}>", memory="<{source}>", stop=("\n",)
+)
 
 
 def text_of(prompt, tokenizer):
@@ -26,6 +28,16 @@ def test_memories_stand_where_texts_would(compressor, tokenizer):
     plain = FORMAT.build("Why?", ["one", "two"], tokenizer)
     assert text_of(plain, tokenizer) == ["Read.<one><two> Question: Why?\nAnswer:"]
     assert text_of(FORMAT.build("Why?", [], tokenizer), tokenizer) == ["Read. Question: Why?\nAnswer:"]
+
+
+def test_by_default_memories_stand_side_by_side_and_texts_apart(compressor, tokenizer):
+    memories = compressor.compress(["one", "two"])
+    assert text_of(PromptFormat().build("Why?", memories, tokenizer), tokenizer) == [
+        *memories,
+        "Question: Why?\nAnswer:",
+    ]
+    (whole,) = text_of(PromptFormat().build("Why?", ["one", "two"], tokenizer), tokenizer)
+    assert whole == "one\n\ntwo\n\nQuestion: Why?\nAnswer:"
 
 
 def test_neighbouring_text_tokenises_as_one_text(tokenizer):
@@ -65,7 +77,7 @@ def test_a_format_must_hold_its_places():
         ("{sources}{question}", ""),
     ]:
         with pytest.raises(InputError, match=r"needs \{sources\} and then \{question\}"):
-            PromptFormat(template=template, source=source)
+            PromptFormat(template=template, memory=source)
     assert PromptFormat.from_dict(FORMAT.to_dict()) == FORMAT
     assert PromptFormat.from_dict(None) == PromptFormat()
     with pytest.raises(InputError, match="keys"):

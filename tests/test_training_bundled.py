@@ -220,7 +220,7 @@ def test_one_command_makes_a_model_that_loads_and_its_card(data, tmp_path):
     compressor = load_compressor(output)
     memory = compressor.compress(["The river is a stone."])[0]
     assert memory.slots == RECIPE.summary_length
-    assert compressor.prompt_format.source.endswith("<|end|>")
+    assert compressor.prompt_format.memory.endswith("<|end|>")
     figures = json.loads((output / "evaluation.json").read_text())
     documents = figures["continuation"]["memory"]["documents"]
     card = (output / "README.md").read_text()

@@ -22,7 +22,10 @@ SPECIAL_TOKENS = (DOCUMENT, QUESTION, ANSWER, END, PADDING)
 
 #: How a library asks the bundled model: every source, memory or text, is closed by the end token.
 PROMPT_FORMAT = PromptFormat(
-    template=f"{{sources}}{QUESTION} {{question}}{ANSWER}", source=f"{{source}}{END}", stop=(DOCUMENT, QUESTION)
+    template=f"{{sources}}{QUESTION} {{question}}{ANSWER}",
+    text=f"{{source}}{END}",
+    memory=f"{{source}}{END}",
+    stop=(DOCUMENT, QUESTION),
 )
 
 
