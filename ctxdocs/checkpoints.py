@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxdocs.compressors import METHODS, compressor_class
-from ctxdocs.compressors.saving import OWN_TENSORS, read_card
+from ctxdocs.compressors.saving import ENCODER_CONFIG, OWN_TENSORS, read_card
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.prompts import PromptFormat
 from ctxdocs.published import BUNDLED, bundled_path
@@ -73,12 +73,16 @@ def load_compressor(
     card = read_card(folder)
     base = _base_folder(folder, settings.pop("base_model", None))
     config = {**_read_json(base / "config.json"), **_read_json(folder / "config.json", may_lack=base != folder)}
+    if (folder / ENCODER_CONFIG).is_file():
+        config["encoder_config"] = _read_json(folder / ENCODER_CONFIG)
     method = method or (card["method"] if card else _detect(config, folder))
     cls = compressor_class(method)
     run_settings = _settings(cls, {**(card["settings"] if card else {}), **settings})
     weights = read_weights(base)
     own_names = cls.own_tensors(config)
     own = {name: weights.pop(name) for name in own_names & weights.keys()}
+    for name in cls.unused_tensors(config):
+        weights.pop(name, None)
     model = _build_model(base, weights, dtype, attn_implementation)
     if (folder / _ADAPTER_CONFIG).is_file():
         own.update(_merge_adapter(model, folder, own_names))
@@ -200,7 +204,8 @@ def _detect(config: Mapping[str, Any], folder: Path) -> str:
 
 def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings the method does not have, by name."""
-    known = inspect.signature(cls.__init__).parameters.keys() - {"self", "model", "tokenizer", "prompt_format"}
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - {"prompt_format"}
     if unknown := sorted(settings.keys() - known):
         raise InputError(f"{cls.method} has no setting {_listed(unknown)}", f"it has: {', '.join(sorted(known))}")
     return settings

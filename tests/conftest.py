@@ -71,15 +71,35 @@ def tiny_autocompressor(architecture: str = "llama", tokenizer=None, *, summary_
     return compressor.eval()
 
 
+def tiny_rcc(tokenizer=None, *, encoder_layers: int = 2, seed: int = 0, **settings):
+    """An RCC of two GPT-NeoX models with random weights, width 32, as ``load_compressor`` would return it."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXModel
+
+    from ctxdocs.compressors.rcc import RCC
+
+    torch.manual_seed(seed)
+    shared = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    shared |= {"initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+    positions = settings.pop("max_position_embeddings", 2048)
+    decoder = GPTNeoXConfig(num_hidden_layers=2, max_position_embeddings=positions, **shared)
+    encoder = GPTNeoXConfig(num_hidden_layers=encoder_layers, max_position_embeddings=2048, **shared)
+    settings = {"ratio": 4, "window": 16, **settings}
+    compressor = RCC(GPTNeoXForCausalLM(decoder), GPTNeoXModel(encoder), tokenizer, **settings)
+    compressor.requires_grad_(False)
+    return compressor.eval()
+
+
 @pytest.fixture(scope="session")
 def compressor(tokenizer):
     """A Llama AutoCompressor with a tokenizer."""
     return tiny_autocompressor(tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt"])
+@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt", "rcc"])
 def any_compressor(request, tokenizer):
     """Every method and architecture in turn: the tests that use it hold for each."""
+    if request.param == "rcc":
+        return tiny_rcc(tokenizer)
     architecture, _, variant = request.param.partition("-")
     return tiny_autocompressor(architecture, tokenizer, accumulate_summary=variant != "rmt", segment_tokens=24)
 

@@ -26,7 +26,7 @@ def reference(compressor, prompt, count):
     ids = []
     for _ in range(count):
         row = compressor.model_input([*prompt, torch.tensor(ids, dtype=torch.long)])
-        hidden = compressor.backbone.run(row.embeds[None], row.positions[None])
+        hidden = compressor.backbone.run(row.embeds[None], row.positions[None], added=row.added)
         ids.append(int(compressor.backbone.head(hidden[0, -1]).argmax()))
     return ids
 

@@ -331,7 +331,7 @@ class AutoCompressorSession(Session):
         start = [memory.vectors[None].to(empty) for memory in self.memories]
         self.softprompt = torch.cat([empty, *start], dim=1)
         self.tokens_seen = 0
-        self._last_logits: Tensor | None = None
+        self._last_logits = None
         self._open_segment()
 
     def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
@@ -354,17 +354,6 @@ class AutoCompressorSession(Session):
                 self._summarise()
         self._last_logits = logits[-1][-1]
         return torch.cat(logits)
-
-    def generate_ids(self, max_new_tokens: int) -> list[int]:
-        """Continue greedily; every new token is fed, so the session holds it."""
-        if self._last_logits is None:
-            raise InputError("the session is empty", "feed it before generating")
-        new: list[int] = []
-        for _ in range(max_new_tokens):
-            new.append(int(self._last_logits.argmax()))
-            with torch.no_grad():
-                self.feed(new[-1:])
-        return new
 
     def memory(self) -> Memory:
         """Summarise the running segment beside the soft prompt; the session goes on unchanged."""

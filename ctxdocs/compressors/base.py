@@ -78,6 +78,11 @@ class Compressor(nn.Module, abc.ABC):
         """Names of the tensors the method adds to the base model's in a checkpoint with this ``config.json``."""
 
     @classmethod
+    def unused_tensors(cls, config: Mapping[str, Any]) -> set[str]:
+        """Names of tensors that published checkpoints may hold and nothing uses; they are dropped."""
+        return set()
+
+    @classmethod
     @abc.abstractmethod
     def build(
         cls,
@@ -174,7 +179,7 @@ class Compressor(nn.Module, abc.ABC):
         row = self.model_input([*memories, as_ids(prompt_ids)])
         batch = batch_input(self.model, [row])
         cache = batch.cache if row.slots else None
-        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache)
+        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache, added=batch.added)
         return self.backbone.head(hidden[0, row.is_text])
 
     def generate_ids(
@@ -242,10 +247,14 @@ class Compressor(nn.Module, abc.ABC):
         for part in prompt:
             if isinstance(part, Memory):
                 self.check_memory(part)
-                layout.add_memory(part)
+                self.add_memory(layout, part)
             else:
                 layout.add_text(self._checked_ids(part, "the prompt", may_be_empty=True))
         return layout.finish()
+
+    def add_memory(self, layout: Layout, memory: Memory) -> None:
+        """Lay a memory out as part of a prompt; for methods that read memories in a way of their own."""
+        layout.add_memory(memory)
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ReadState]:
         """Read a batch of prompts.
@@ -259,7 +268,7 @@ class Compressor(nn.Module, abc.ABC):
         """
         rows = [self.model_input(prompt) for prompt in prompts]
         batch = batch_input(self.model, rows)
-        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=batch.cache)
+        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=batch.cache, added=batch.added)
         last = hidden[torch.arange(len(rows), device=hidden.device), batch.lengths - 1]
         following = torch.tensor([row.next_position for row in rows], device=hidden.device)
         return self.backbone.head(last), ReadState(batch.cache, batch.live, following)
@@ -301,6 +310,10 @@ class Compressor(nn.Module, abc.ABC):
         """Have the fingerprint computed anew; call it after changing weights."""
         self._fingerprint = None
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the method's own tensors under the names of :meth:`own_tensors`."""
+        return {name: value for name, value in self.named_parameters() if not name.startswith("model.")}
+
     def save(self, path: str | Path) -> None:
         """Write a folder that ``load_compressor`` loads bit for bit: weights, tokenizer, settings."""
         saving.save(self, Path(path))
@@ -334,13 +347,23 @@ class Compressor(nn.Module, abc.ABC):
 class Session(abc.ABC):
     """A growing context, compressed as it arrives: a conversation, a stream."""
 
+    #: Logits behind the last token read, ``[vocabulary]``; None where nothing has been read.
+    _last_logits: Tensor | None = None
+
     @abc.abstractmethod
     def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Read token ids; return their logits ``[len(ids), vocabulary]``."""
 
-    @abc.abstractmethod
     def generate_ids(self, max_new_tokens: int) -> list[int]:
         """Continue greedily behind everything fed so far; the new tokens become part of the context."""
+        if self._last_logits is None:
+            raise InputError("the session is empty", "feed it before generating")
+        new: list[int] = []
+        for _ in range(max_new_tokens):
+            new.append(int(self._last_logits.argmax()))
+            with torch.no_grad():
+                self.feed(new[-1:])
+        return new
 
     @abc.abstractmethod
     def memory(self) -> Memory:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctxdocs.errors import InputError
 from ctxdocs.memory import KVMemory, Memory, SoftPrompt
 from ctxdocs.modeling.kv import fill_cache
+from ctxdocs.modeling.layers import AddedStates
 from ctxdocs.modeling.rotary import rotate_keys
 
 if TYPE_CHECKING:
@@ -27,17 +28,19 @@ class ModelInput:
     Parameters
     ----------
     embeds : torch.Tensor
-        ``[tokens, width]``: what runs through the layers, text and soft-prompt slots.
+        ``[tokens, width]``: what runs through the layers, text and slots.
     positions : torch.Tensor
         ``[tokens]``, int64; -1 is "no position".
     is_text : torch.Tensor
-        ``[tokens]``, bool: False at soft-prompt slots.
+        ``[tokens]``, bool: False at slots.
     next_position : int
         Position of the token that follows.
     keys, values : torch.Tensor or None
         ``[layers, kv_heads, slots, head_dim]``: cached slots, keys rotated to their places; None where there are none.
     place : torch.Tensor or None
         ``[slots]``, int64: how many of ``tokens`` stand in front of each cached slot, and so do not see it.
+    added : AddedStates or None
+        Added to the layers' outputs at slots that run through the layers.
     """
 
     embeds: Tensor
@@ -47,6 +50,7 @@ class ModelInput:
     keys: Tensor | None = None
     values: Tensor | None = None
     place: Tensor | None = None
+    added: AddedStates | None = None
 
     @property
     def slots(self) -> int:
@@ -67,7 +71,7 @@ class Layout:
         self.backbone = backbone
         self.offset = 0
         self._tokens = 0
-        self._running: list[tuple[Tensor, Tensor, bool]] = []
+        self._running: list[tuple[Tensor, Tensor, bool, Tensor | None]] = []
         self._cached: list[tuple[Tensor, Tensor, int]] = []
 
     def add_text(self, ids: Tensor) -> None:
@@ -96,6 +100,19 @@ class Layout:
             raise InputError(f"a memory of kind {memory.kind} cannot be read as part of a prompt")
         self.offset += memory.span
 
+    def add_states(self, embeds: Tensor, added: Tensor) -> None:
+        """Add slots that run through the layers, and to which every layer's own state is added.
+
+        Parameters
+        ----------
+        embeds : torch.Tensor
+            ``[slots, width]``, the slots' input embeddings.
+        added : torch.Tensor
+            ``[layers, slots, width]``, added to the layers' outputs.
+        """
+        self._run(embeds, torch.arange(self.offset, self.offset + len(embeds)), is_text=False, added=added)
+        self.offset += len(embeds)
+
     def finish(self) -> ModelInput:
         """Return the prompt.
 
@@ -114,7 +131,7 @@ class Layout:
                 "read fewer memories or shorten the prompt",
             )
         device = self.backbone.device
-        embeds, positions, is_text = zip(*self._running, strict=True)
+        embeds, positions, is_text, added = zip(*self._running, strict=True)
         lengths = torch.tensor([len(places) for places in positions])
         prompt = ModelInput(
             embeds=torch.cat(embeds),
@@ -127,10 +144,13 @@ class Layout:
             slots = torch.tensor([part.shape[2] for part in keys])
             prompt.keys, prompt.values = torch.cat(keys, dim=2), torch.cat(values, dim=2)
             prompt.place = torch.tensor(places).repeat_interleave(slots).to(device)
+        if states := [part for part in added if part is not None]:
+            marked = torch.tensor([part is not None for part in added]).repeat_interleave(lengths)
+            prompt.added = AddedStates(torch.cat(states, dim=1), marked.to(device))
         return prompt
 
-    def _run(self, embeds: Tensor, positions: Tensor, *, is_text: bool) -> None:
-        self._running.append((embeds, positions, is_text))
+    def _run(self, embeds: Tensor, positions: Tensor, *, is_text: bool, added: Tensor | None = None) -> None:
+        self._running.append((embeds, positions, is_text, added))
         self._tokens += len(embeds)
 
 
@@ -176,6 +196,8 @@ class BatchInput:
         (additive) where tokens stand in front of cached slots.
     live : torch.Tensor or None
         ``[batch, slots + tokens]``, bool, for the steps that follow; None when nothing is padding.
+    added : AddedStates or None
+        For the first pass.
     """
 
     embeds: Tensor
@@ -184,6 +206,7 @@ class BatchInput:
     cache: Cache
     mask: Tensor | None
     live: Tensor | None
+    added: AddedStates | None
 
 
 def batch_input(model: PreTrainedModel, rows: Sequence[ModelInput]) -> BatchInput:
@@ -206,7 +229,23 @@ def batch_input(model: PreTrainedModel, rows: Sequence[ModelInput]) -> BatchInpu
     elif uneven_slots:
         mask = torch.cat([live_slots, torch.ones_like(live_tokens)], dim=1)
     live = torch.cat([live_slots, live_tokens], dim=1)
-    return BatchInput(embeds, positions, lengths, _cache(model, rows, slots), mask, None if bool(live.all()) else live)
+    return BatchInput(
+        embeds=embeds,
+        positions=positions,
+        lengths=lengths,
+        cache=_cache(model, rows, slots),
+        mask=mask,
+        live=None if bool(live.all()) else live,
+        added=_added(rows),
+    )
+
+
+def _added(rows: Sequence[ModelInput]) -> AddedStates | None:
+    states = [row.added.states for row in rows if row.added is not None]
+    if not states:
+        return None
+    marked = [torch.zeros_like(row.is_text) if row.added is None else row.added.marked for row in rows]
+    return AddedStates(torch.cat(states, dim=1), nn.utils.rnn.pad_sequence(marked, batch_first=True))
 
 
 def _mask_by_place(rows: Sequence[ModelInput], live_slots: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:

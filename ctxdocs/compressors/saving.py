@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 CARD = "ctxdocs.json"
 #: The method's own tensors, under the names its published checkpoints use.
 OWN_TENSORS = "compressor.safetensors"
+#: Configuration of a method's second model, where it has one and it is not that of the base model.
+ENCODER_CONFIG = "encoder_config.json"
 FORMAT_VERSION = 1
 
 
@@ -30,11 +32,7 @@ def save(compressor: Compressor, folder: Path) -> None:
         compressor.model.save_pretrained(folder)
     if compressor.tokenizer is not None:
         compressor.tokenizer.save_pretrained(folder)
-    own = {
-        name: parameter.detach().contiguous().cpu()
-        for name, parameter in compressor.named_parameters()
-        if not name.startswith("model.")
-    }
+    own = {name: tensor.detach().contiguous().cpu() for name, tensor in compressor.own_state().items()}
     if own:
         save_file(own, folder / OWN_TENSORS, metadata={"format": "pt"})
     card = {

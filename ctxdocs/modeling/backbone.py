@@ -6,10 +6,13 @@ public interface of a stock ``transformers`` model.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+
+from ctxdocs.modeling.layers import AddedStates, added_to_layers
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -31,6 +34,11 @@ class Backbone:
     def embedding(self) -> nn.Embedding:
         """The token table; its width is the width of ``inputs_embeds`` (not always ``hidden_size``)."""
         return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, first to last."""
+        return cast(nn.ModuleList, self.model.get_decoder().layers)
 
     @property
     def vocabulary(self) -> int:
@@ -71,7 +79,13 @@ class Backbone:
         return self.embedding(ids.to(self.device))
 
     def run(
-        self, inputs_embeds: Tensor, position_ids: Tensor, *, mask: Tensor | None = None, cache: Cache | None = None
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        added: AddedStates | None = None,
     ) -> Tensor:
         """Run the layers and the final norm.
 
@@ -85,19 +99,22 @@ class Backbone:
             ``[batch, cached + tokens]``, 1 = live. None means plain causal attention, which keeps the fast kernels.
         cache : transformers.Cache, optional
             Extended in place.
+        added : AddedStates, optional
+            Added to the layers' outputs.
 
         Returns
         -------
         torch.Tensor
             ``[batch, tokens, width]``, after the final norm (and OPT's ``project_out``).
         """
-        output = self.model.base_model(
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with nullcontext() if added is None else added_to_layers(self.layers, added):
+            output = self.model.base_model(
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         return output.last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
