@@ -271,7 +271,14 @@ def test_instruction_reconstruction_is_a_prompt(tokenizer):
     assert asked == f"{RECONSTRUCTION_PROMPT}How often?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_library_keeps_its_memories(tokenizer, tmp_path, corpus, embedder):
-    library = Library.create(tmp_path / "library", tiny_rcc(tokenizer), embedder, chunk_tokens=32, overlap_tokens=4)
+def test_a_library_knows_the_settings_that_the_checkpoint_does_not(tokenizer, tmp_path, corpus, embedder):
+    made = tmp_path / "made"
+    tiny_rcc(tokenizer).save(made)
+    (made / "ctxdocs.json").unlink()
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "mem_len": 32, "rcc_encoder_max_input": 2048}))
+    compressor = load_compressor(made, method="rcc", ratio=4, window=16, device="cpu")
+    library = Library.create(tmp_path / "library", compressor, embedder, chunk_tokens=32, overlap_tokens=4)
     assert library.add(corpus).documents == 3
-    assert library.ask("lighthouse", max_new_tokens=4).memory_slots > 0
+    again = Library.open(tmp_path / "library", embedder=embedder, device="cpu")
+    assert again.ask("lighthouse", max_new_tokens=4).memory_slots > 0

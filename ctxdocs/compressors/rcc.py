@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,7 @@ PUBLISHED_WINDOW = 2048
 RECONSTRUCTION_PROMPT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 #: The instruction written by hand.
 CHAT_FORMAT = PromptFormat(
-    template="{sources}" + RECONSTRUCTION_PROMPT + "{question}<|im_end|>\n<|im_start|>assistant\n",
-    source="{source}",
-    stop=("<|im_end|>",),
+    template="{sources}" + RECONSTRUCTION_PROMPT + "{question}<|im_end|>\n<|im_start|>assistant\n", stop=("<|im_end|>",)
 )
 
 # Windows encoded in one batch hold at most so many tokens: eight published windows fill an accelerator.
@@ -71,7 +69,7 @@ class RCC(Compressor):
     model : transformers.PreTrainedModel
         The decoder.
     encoder : transformers.PreTrainedModel
-        The encoder, without a head, as wide as the decoder.
+        The encoder, as wide as the decoder; a head of its own is left out.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         For both.
     ratio : int
@@ -99,8 +97,8 @@ class RCC(Compressor):
         prompt_format: PromptFormat | None = None,
     ) -> None:
         super().__init__(model, tokenizer, prompt_format=prompt_format or CHAT_FORMAT)
-        self.encoder = encoder
-        self.encoder_backbone = Backbone(encoder)
+        self.encoder = cast("PreTrainedModel", encoder.base_model)
+        self.encoder_backbone = Backbone(self.encoder)
         self.ratio = ratio
         self.window = window
         self.layer_map = layer_map
@@ -166,8 +164,8 @@ class RCC(Compressor):
 
     @property
     def run_settings(self) -> dict[str, Any]:
-        """None."""
-        return {}
+        """Ratio, window and layer map again, by our names: what builds the compressor from the published checkpoint."""
+        return {"ratio": self.ratio, "window": self.window, "layer_map": self.layer_map}
 
     def own_state(self) -> dict[str, Tensor]:
         """Return the encoder and the projections under their published names."""
@@ -258,7 +256,7 @@ class RCC(Compressor):
         windows = 1 if len(ids) <= self.window else len(ids) // self.window + 1
         return ids[torch.arange(-windows * self.window, 0, device=ids.device) % len(ids)]
 
-    def compress_batch(self, documents: Sequence[Tensor], **options: Any) -> list[Memory]:
+    def compress_batch(self, documents: Sequence[Tensor]) -> list[Memory]:  # type: ignore[override]
         """Compress documents, the windows of all of them in one batch."""
         filled = [self.fill_windows(document) for document in documents]
         states = self.encode(torch.cat(filled)[None])[0].split([len(ids) // self.ratio for ids in filled])
@@ -296,7 +294,7 @@ class RCC(Compressor):
         backbone, every = self.encoder_backbone, slice(self.ratio - 1, None, self.ratio)
         embeds = backbone.embed(ids)
         place = torch.arange(self.window, device=embeds.device)[None]
-        with recorded_layers(backbone.layers[:-1], lambda output: output[:, every]) as between:
+        with recorded_layers(backbone.layers[:-1], lambda output: output[:, every].contiguous()) as between:
             last = backbone.run(embeds, place)
         return torch.stack([embeds[:, every], *between, last[:, every]], dim=2)
 
@@ -332,7 +330,8 @@ class RCCSession(Session):
 
     When ``segment_tokens`` of text have been read and more arrives, they are compressed: text fills one window after
     another, and the last, open one is encoded anew every time. Windows are filled from the start of the context, so
-    beyond one window the memory differs from :meth:`RCC.compress_ids`, which lets them end with the text.
+    beyond one window the memory differs from :meth:`RCC.compress_ids`, which lets them end with the text. Every
+    window of text adds its slots for good: a session ends where the decoder's positions do.
 
     Parameters
     ----------

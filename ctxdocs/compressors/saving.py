@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CARD = "ctxdocs.json"
 #: The method's own tensors, under the names its published checkpoints use.
 OWN_TENSORS = "compressor.safetensors"
-#: Configuration of a method's second model, where it has one and it is not that of the base model.
+#: Configuration of a method's second model; without the file, it is that of the base model.
 ENCODER_CONFIG = "encoder_config.json"
 FORMAT_VERSION = 1
 
