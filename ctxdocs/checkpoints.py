@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ctxdocs.compressors.base import Compressor
+    from ctxdocs.modeling.lora import Adapter
 
+_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -53,7 +55,8 @@ def load_compressor(
         ``"auto"`` lets transformers choose; ``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` force one.
     **settings
         The method's run settings, for example ``segment_tokens=512``; they replace what the checkpoint says. For a
-        LoRA adapter without its base beside it, ``base_model`` names the base.
+        LoRA adapter without its base beside it, ``base_model`` names the base; where it was trained on top of another
+        adapter, ``finetune`` names that one, which is merged into the base first.
 
     Returns
     -------
@@ -75,8 +78,12 @@ def load_compressor(
     config = {**_read_json(base / "config.json"), **_read_json(folder / "config.json", may_lack=base != folder)}
     if (folder / ENCODER_CONFIG).is_file():
         config["encoder_config"] = _read_json(folder / ENCODER_CONFIG)
-    method = method or (card["method"] if card else _detect(config, folder))
+    adapter = _read_adapter(folder) if (folder / _ADAPTER_CONFIG).is_file() else None
+    method = method or (card["method"] if card else _detect(config, adapter, folder))
     cls = compressor_class(method)
+    if adapter:
+        config.update(cls.adapter_settings(adapter))
+    finetune = settings.pop("finetune", None) or _beside(folder, config.get("finetune"))
     run_settings = _settings(cls, {**(card["settings"] if card else {}), **settings})
     weights = read_weights(base)
     own_names = cls.own_tensors(config)
@@ -84,8 +91,10 @@ def load_compressor(
     for name in cls.unused_tensors(config):
         weights.pop(name, None)
     model = _build_model(base, weights, dtype, attn_implementation)
-    if (folder / _ADAPTER_CONFIG).is_file():
-        own.update(_merge_adapter(model, folder, own_names))
+    if finetune:
+        _read_adapter(_folder(finetune)).merge_into(model)
+    if adapter:
+        own.update(cls.adapter_tensors(model, adapter, own_names))
     if missing := sorted(own_names - own.keys()):
         raise CheckpointError(f"{folder} lacks tensors of {method}: {_listed(missing)}")
     compressor = cls.build(
@@ -141,7 +150,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _base_folder(folder: Path, base_model: str | os.PathLike[str] | None) -> Path:
     """Where the base model lies: beside the adapter, where the caller says, or where the adapter says."""
-    if any((folder / name).is_file() for name in _WEIGHTS) or not (folder / _ADAPTER_CONFIG).is_file():
+    is_model = (folder / "config.json").is_file() and any((folder / name).is_file() for name in _WEIGHTS)
+    if is_model or not (folder / _ADAPTER_CONFIG).is_file():
         return folder
     named = base_model or _read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path")
     if not named:
@@ -192,9 +202,10 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _detect(config: Mapping[str, Any], folder: Path) -> str:
+def _detect(config: Mapping[str, Any], adapter: Adapter | None, folder: Path) -> str:
     for method in METHODS:
-        if compressor_class(method).recognises(config):
+        cls = compressor_class(method)
+        if cls.recognises({**config, **(cls.adapter_settings(adapter) if adapter else {})}):
             return method
     raise CheckpointError(
         f"{folder} is a model, but its config.json names no compression method",
@@ -249,23 +260,37 @@ def _build_model(
     return model
 
 
-def _merge_adapter(model: PreTrainedModel, folder: Path, own_names: set[str]) -> dict[str, Tensor]:
-    """Merge the folder's LoRA adapter into the base model; return the method's own tensors it holds."""
+def _read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA adapter. In a folder without a model's ``config.json`` its weights may be named like a model's."""
     import torch
     from safetensors.torch import load_file
 
-    from ctxdocs.modeling.lora import merge_lora
+    from ctxdocs.modeling.lora import Adapter
 
-    path = next((folder / name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    alone = not (folder / "config.json").is_file()
+    names = (*_ADAPTER_WEIGHTS, *(_MODEL_FILES if alone else ()))
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} has {_ADAPTER_CONFIG} but no adapter weights")
-    if path.suffix == ".safetensors":
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    merge_lora(model, tensors, _read_json(folder / _ADAPTER_CONFIG))
-    prefix = "base_model.model."
-    return {name: tensors[prefix + name] for name in own_names if prefix + name in tensors}
+    config = _read_json(folder / _ADAPTER_CONFIG)
+    try:
+        if path.suffix == ".safetensors":
+            return Adapter(folder.name, config, load_file(path))
+        return Adapter(folder.name, config, torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # as in read_weights
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def _beside(folder: Path, name: str | None) -> Path | None:
+    """Find the adapter that the one in ``folder`` was trained on top of, as published: beside it, or one level up."""
+    if name is None:
+        return None
+    found = next((parent / name for parent in folder.resolve().parents[:2] if (parent / name).is_dir()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} was trained on top of the LoRA adapter {name}, which is not beside it", "pass finetune=..."
+        )
+    return found
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

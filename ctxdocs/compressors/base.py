@@ -21,6 +21,7 @@ from ctxdocs.compressors.reading import Layout, ModelInput, ReadState, batch_inp
 from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
+from ctxdocs.modeling.lora import Adapter
 from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text
 
 if TYPE_CHECKING:
@@ -93,6 +94,21 @@ class Compressor(nn.Module, abc.ABC):
         **settings: Any,
     ) -> Compressor:
         """Build the compressor from a loaded base model, ``config.json`` and the tensors of :meth:`own_tensors`."""
+
+    @classmethod
+    def adapter_settings(cls, adapter: Adapter) -> dict[str, Any]:
+        """Return what a LoRA adapter says about the method, as entries of ``config.json``; for most methods nothing."""
+        return {}
+
+    @classmethod
+    def adapter_tensors(cls, model: PreTrainedModel, adapter: Adapter, own_names: set[str]) -> dict[str, Tensor]:
+        """Put a LoRA adapter to use and return the method's own tensors that it holds.
+
+        Unless a method does otherwise, the adapter is merged into the model.
+        """
+        adapter.merge_into(model)
+        prefix = "base_model.model."
+        return {name: adapter.tensors[prefix + name] for name in own_names if prefix + name in adapter.tensors}
 
     @property
     @abc.abstractmethod

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ctxdocs.errors import InputError
+from ctxdocs.modeling.rotary import rotate_keys
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -34,6 +36,61 @@ class Recorded:
     def values(self) -> Tensor:
         """``[layers, batch, kv_heads, tokens, head_dim]``."""
         return torch.stack([self._values[layer] for layer in sorted(self._values)])
+
+
+@dataclass(frozen=True, eq=False)
+class KeysValues:
+    """Keys, before the rotary embedding, and values of a batch, each at its position.
+
+    Parameters
+    ----------
+    keys, values : torch.Tensor
+        ``[layers, batch, kv_heads, slots, head_dim]``.
+    positions : torch.Tensor
+        ``[batch, slots]``, int64.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+    @property
+    def slots(self) -> int:
+        """Slots per row."""
+        return self.positions.shape[1]
+
+    def part(self, start: int, stop: int | None = None) -> KeysValues:
+        """Return the slots ``start`` to ``stop`` of every row."""
+        here = slice(start, stop)
+        return KeysValues(self.keys[..., here, :], self.values[..., here, :], self.positions[:, here])
+
+    def rows(self, index: Tensor) -> KeysValues:
+        """Return some rows; ``index`` holds their numbers, or True for each of them."""
+        return KeysValues(self.keys[:, index], self.values[:, index], self.positions[index])
+
+    def at(self, places: Tensor) -> KeysValues:
+        """Return each row's slots at ``places``, ``[batch, places]``."""
+        index = places[None, :, None, :, None]
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.gather(3, index.expand(*tensor.shape[:1], -1, tensor.shape[2], -1, tensor.shape[4]))
+
+        return KeysValues(pick(self.keys), pick(self.values), self.positions.gather(1, places))
+
+    def rotated(self, model: PreTrainedModel) -> KeysValues:
+        """Rotate the keys to their positions; they then stand at position 0 of wherever they are read."""
+        keys = rotate_keys(model, self.keys, self.positions)
+        return KeysValues(keys, self.values, torch.zeros_like(self.positions))
+
+    def cache(self, model: PreTrainedModel) -> Cache:
+        """Return a cache that holds them, each at its position."""
+        return fill_cache(rotate_keys(model, self.keys, self.positions), self.values)
+
+    @staticmethod
+    def join(*parts: KeysValues) -> KeysValues:
+        """Put slots side by side."""
+        keys, values, positions = zip(*((part.keys, part.values, part.positions) for part in parts), strict=True)
+        return KeysValues(torch.cat(keys, dim=3), torch.cat(values, dim=3), torch.cat(positions, dim=1))
 
 
 @contextmanager

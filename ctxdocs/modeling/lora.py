@@ -1,9 +1,10 @@
-"""Merging a LoRA adapter (arXiv 2106.09685) into the weights it was trained on."""
+"""LoRA adapters (arXiv 2106.09685): read, merged into the weights they were trained on, or kept beside them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,57 @@ from torch import Tensor, nn
 from ctxdocs.errors import CheckpointError
 
 _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight$")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter folder holds.
+
+    Parameters
+    ----------
+    name : str
+        Name of the folder; some authors keep settings in it.
+    config : mapping
+        peft's ``adapter_config.json``.
+    tensors : mapping of str to torch.Tensor
+        Weights under peft's names.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def merge_into(self, model: nn.Module) -> None:
+        """Merge its LoRA into a model; see :func:`merge_lora`."""
+        merge_lora(model, self.tensors, self.config)
+
+
+class Lora(nn.Module):
+    """A LoRA kept beside its layer: from the layer's inputs and outputs to new outputs, ``y + scale * B @ A @ x``.
+
+    Computed in the dtype of its factors. Before training it changes nothing.
+
+    Parameters
+    ----------
+    layer : torch.nn.Linear
+        The layer it belongs to.
+    rank : int
+        Rows of A.
+    scale : float
+        ``alpha / rank``.
+    """
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        self.lora_A = nn.Linear(layer.in_features, rank, bias=False, **place)
+        self.lora_B = nn.Linear(rank, layer.out_features, bias=False, **place)
+        nn.init.zeros_(self.lora_B.weight)
+        self.scale = scale
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """``[rows, in]`` and ``[rows, out]`` to ``[rows, out]``."""
+        return outputs + self.scale * self.lora_B(self.lora_A(inputs.to(self.lora_A.weight.dtype)))
 
 
 def merge_lora(model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     keys : torch.Tensor
         ``[..., slots, head_dim]``, before the rotary embedding.
     positions : torch.Tensor
-        ``[slots]``, int64.
+        ``[slots]``, int64; or ``[batch, slots]`` for keys ``[..., batch, heads, slots, head_dim]``.
 
     Returns
     -------
@@ -42,8 +42,10 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     if rotary is None:
         raise InputError(f"{type(model).__name__} has no rotary embedding to place keys with")
     probe = torch.empty(1, dtype=torch.float32, device=keys.device)
-    cos, sin = rotary(probe, positions[None].to(keys.device))
+    cos, sin = rotary(probe, positions.reshape(-1, positions.shape[-1]).to(keys.device))
+    # Angles are the same for all heads.
+    cos, sin = (angles[0] if positions.dim() == 1 else angles[:, None] for angles in (cos, sin))
     turning, fixed = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]
     first, second = turning.chunk(2, dim=-1)
-    turned = turning * cos[0] + torch.cat([-second, first], dim=-1) * sin[0]
+    turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([turned.to(keys.dtype), fixed], dim=-1)
