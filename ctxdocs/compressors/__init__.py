@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "autocompressor": "ctxdocs.compressors.autocompressor:AutoCompressor",
     "rcc": "ctxdocs.compressors.rcc:RCC",
+    "ccm": "ctxdocs.compressors.ccm:CCM",
 }
 
 
