@@ -89,18 +89,34 @@ def tiny_rcc(tokenizer=None, *, encoder_layers: int = 2, seed: int = 0, **settin
     return compressor.eval()
 
 
+def tiny_ccm(architecture: str = "llama", tokenizer=None, *, num_comp_tokens: int = 2, **changes):
+    """A CCM compressor around :func:`tiny_model`, as ``load_compressor`` would return it."""
+    from ctxdocs.compressors.ccm import CCM
+
+    names = ("attn_type", "sink", "segment_tokens", "lora_rank")
+    settings = {name: changes.pop(name) for name in names if name in changes}
+    compressor = CCM(tiny_model(architecture, **changes), tokenizer, num_comp_tokens=num_comp_tokens, **settings)
+    torch.manual_seed(7)
+    for parameter in compressor.own_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.2)
+    compressor.requires_grad_(False)
+    return compressor.eval()
+
+
 @pytest.fixture(scope="session")
 def compressor(tokenizer):
     """A Llama AutoCompressor with a tokenizer."""
     return tiny_autocompressor(tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt", "rcc"])
+@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt", "rcc", "ccm-concat_recur", "ccm-merge_recur"])
 def any_compressor(request, tokenizer):
     """Every method and architecture in turn: the tests that use it hold for each."""
     if request.param == "rcc":
         return tiny_rcc(tokenizer)
     architecture, _, variant = request.param.partition("-")
+    if architecture == "ccm":
+        return tiny_ccm(tokenizer=tokenizer, attn_type=variant, sink=variant == "merge_recur", segment_tokens=24)
     return tiny_autocompressor(architecture, tokenizer, accumulate_summary=variant != "rmt", segment_tokens=24)
 
 

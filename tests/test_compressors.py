@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctxdocs import FingerprintMismatch, InputError
+from ctxdocs import FingerprintMismatch, InputError, KVMemory
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.base import batches_by_length
 
@@ -30,7 +30,13 @@ def same_tensors(first, second):
 
 def joined(first, second):
     """One memory of the slots of two."""
-    tensors = {name: torch.cat([tensor, second.tensors()[name]]) for name, tensor in first.tensors().items()}
+    axes = {"keys": 2, "values": 2}
+    if isinstance(first, KVMemory):
+        second = replace(second, positions=first.span + second.positions)
+    others = second.tensors()
+    tensors = {
+        name: torch.cat([tensor, others[name]], dim=axes.get(name, 0)) for name, tensor in first.tensors().items()
+    }
     return replace(first, **tensors, span=first.span + second.span)
 
 
@@ -73,11 +79,10 @@ def test_without_memories_the_model_is_the_base_model(any_compressor):
 def test_text_may_stand_in_front_of_a_memory(any_compressor):
     memory = any_compressor.compress_ids([DOCUMENTS[1]])[0]
     row = any_compressor.model_input([torch.tensor([3, 4]), memory, torch.tensor(PROMPT)])
-    assert row.is_text.tolist() == [True] * 2 + [False] * memory.slots + [True] * 4
-    if any_compressor.backbone.counts_slots:
-        assert row.positions.tolist() == list(range(len(row.positions)))
-    else:
-        assert row.positions.tolist() == [0, 1] + [-1] * memory.slots + [2, 3, 4, 5]
+    running = 0 if isinstance(memory, KVMemory) else memory.slots
+    assert row.is_text.tolist() == [True] * 2 + [False] * running + [True] * 4
+    slots = range(2, 2 + running) if any_compressor.backbone.counts_slots else [-1] * running
+    assert row.positions.tolist() == [0, 1, *slots, *range(2 + memory.span, 6 + memory.span)]
 
 
 def test_a_memory_of_another_compressor_is_refused(compressor):
@@ -153,6 +158,8 @@ def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     memories = any_compressor.compress_ids(DOCUMENTS)
+    if isinstance(memories[0], KVMemory):
+        pytest.skip("in front of more than one token, a cache has torch's SDPA build a mask")
     any_compressor.logits(PROMPT, memories)
     any_compressor.prefill([[*memories, torch.tensor(PROMPT)], [torch.tensor(PROMPT)]])
     assert masks

@@ -22,16 +22,15 @@ def prompts(compressor):
 
 
 def reference(compressor, prompt, count):
-    """Greedy decoding without a cache."""
+    """Greedy decoding that reads the whole prompt anew for every token."""
     ids = []
     for _ in range(count):
-        row = compressor.model_input([*prompt, torch.tensor(ids, dtype=torch.long)])
-        hidden = compressor.backbone.run(row.embeds[None], row.positions[None], added=row.added)
-        ids.append(int(compressor.backbone.head(hidden[0, -1]).argmax()))
+        logits, _ = compressor.prefill([[*prompt, torch.tensor(ids, dtype=torch.long)]])
+        ids.append(int(logits[0].argmax()))
     return ids
 
 
-def test_a_batch_of_unequal_prompts_equals_each_alone_without_a_cache(any_compressor):
+def test_a_batch_of_unequal_prompts_equals_each_alone_read_anew(any_compressor):
     options = GenerationOptions(max_new_tokens=12, **NO_END)
     batch = prompts(any_compressor)
     together = [result.ids for result in generate(any_compressor, batch, options)]
