@@ -41,7 +41,7 @@ def tokenizer():
 
 def tiny_model(architecture: str = "llama", **changes):
     """A causal language model with random weights, two layers of width 32."""
-    from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
     torch.manual_seed(changes.pop("seed", 0))
     shared = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 2048}
@@ -51,10 +51,10 @@ def tiny_model(architecture: str = "llama", **changes):
             ffn_dim=64, num_attention_heads=4, word_embed_proj_dim=16, dropout=0.0, init_std=0.2, **shared
         )
         return OPTForCausalLM(config).eval()
-    config = LlamaConfig(
-        intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, **shared
-    )
-    return LlamaForCausalLM(config).eval()
+    shared |= {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    if architecture == "mistral":
+        return MistralForCausalLM(MistralConfig(sliding_window=None, **shared)).eval()
+    return LlamaForCausalLM(LlamaConfig(**shared)).eval()
 
 
 def tiny_autocompressor(architecture: str = "llama", tokenizer=None, *, summary_length: int = 4, **changes):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from ctxdocs import CheckpointError, InputError, load_compressor
 from ctxdocs.compressors.ccm import ATTENTION_TYPES
 from ctxdocs.compressors.ccm_sessions import Window
+from ctxdocs.modeling.kv import KeysValues
 
 from .conftest import tiny_ccm
 
@@ -40,6 +41,15 @@ def test_a_memory_holds_a_group_per_segment_or_their_mean(attn_type, sink):
     if not compressor.merges:
         groups = [9, 10, 18, 19, 27, 28, 36, 37, 40, 41]
         assert memory.positions.tolist() == [0] * sink + groups
+
+
+@pytest.mark.parametrize("attn_type", ATTENTION_TYPES)
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_a_batch_of_unequal_documents_equals_each_alone(attn_type, architecture):
+    compressor = tiny_ccm(architecture, attn_type=attn_type, sink=True, segment_tokens=8)
+    documents = [IDS, IDS[:9], IDS[5:28], IDS[:8], IDS[:1]]
+    for document, memory in zip(documents, compressor.compress_ids(documents), strict=True):
+        same(memory, compressor.compress_ids([document])[0])
 
 
 @pytest.mark.parametrize("attn_type", ATTENTION_TYPES)
@@ -151,6 +161,20 @@ def test_a_stream_is_bounded_and_may_be_fed_in_any_pieces(attn_type, keeps):
     close(stream.feed(ids[:30]), whole[:30])
 
 
+def test_a_merging_stream_keeps_means_of_unrotated_keys_and_of_values():
+    compressor = tiny_ccm(attn_type="merge_recur")
+    stream = compressor.session(window=SMALL)
+    stream.feed(IDS[:17])
+    before = stream.held
+    stream.feed(IDS[17:21])
+    assert (stream.compressions, stream.cached) == (2, 17 - 6)
+    # The second step read the sink, the first group and the six tokens behind them.
+    read = KeysValues(before.keys[..., :9, :], before.values[..., :9, :], torch.arange(9)[None])
+    new = compressor.write(read.cache(compressor.model), 9)
+    close(stream.held.part(1, 3).keys, (before.part(1, 3).keys + new.keys) / 2)
+    close(stream.held.part(1, 3).values, (before.part(1, 3).values + new.values) / 2)
+
+
 def test_until_a_window_is_full_a_stream_is_the_base_model():
     compressor = tiny_ccm()
     stream = compressor.session(window=SMALL)
@@ -190,6 +214,14 @@ def test_other_wrong_input_is_refused():
     session = small.session()
     with pytest.raises(InputError, match="a session of 40 tokens takes 8 positions more"):
         session.feed(IDS)
+    with pytest.raises(InputError, match="what is fed holds token id 400"):
+        session.feed([400])
+    with pytest.raises(InputError, match="what is fed is empty"):
+        session.feed([])
+    with pytest.raises(InputError, match="at least one token"):
+        small.session(segment_tokens=0)
+    with pytest.raises(InputError, match="at least one token"):
+        small.compress_ids([IDS[:5]], segment_lengths=[5, 0])
     memories = small.compress_ids([IDS[:20]])
     with pytest.raises(InputError, match="window starts empty"):
         small.session(memories, window=SMALL)

@@ -361,6 +361,8 @@ class CCM(Compressor):
         self.check_position(int(lengths.max()), "a document")
         ids = nn.utils.rnn.pad_sequence(list(documents), batch_first=True).to(device)
         pieces = split_lengths(ids.shape[1], self.segment_tokens if segment_lengths is None else segment_lengths)
+        if 0 in pieces:
+            raise InputError(f"a segment holds at least one token, got segment_lengths={pieces}")
         rows, context = torch.arange(len(documents), device=device), Context()
         finished: dict[int, Memory] = {}
         start = 0
@@ -386,6 +388,10 @@ class CCM(Compressor):
             source_tokens=source_tokens,
             fingerprint=self.fingerprint,
         )
+
+    def check_fed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Return ids that a session is fed, 1-D int64; raise ``InputError`` for none, or for ids out of vocabulary."""
+        return self._checked_ids(ids, "what is fed")
 
     def check_position(self, tokens: int, what: str) -> None:
         """Raise ``InputError`` if ``tokens`` tokens are more than the model has positions."""

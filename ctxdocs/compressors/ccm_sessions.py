@@ -14,7 +14,6 @@ from ctxdocs.compressors.base import Session
 from ctxdocs.errors import InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.kv import KeysValues
-from ctxdocs.prompts import as_ids
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -72,12 +71,6 @@ class _GreedySession(Session):
                 self._read(torch.tensor([token]))
         return new
 
-    def _checked(self, ids: Sequence[int] | Tensor) -> Tensor:
-        checked = as_ids(ids)
-        if not len(checked):
-            raise InputError("there is nothing to feed", "give at least one token")
-        return checked
-
     @abc.abstractmethod
     def _read(self, ids: Tensor) -> Tensor:
         """Read ids; return their logits and remember the last."""
@@ -87,8 +80,8 @@ class CCMSession(_GreedySession):
     """A conversation: a turn stays as it is while it runs, and is compressed when the next one begins.
 
     A turn is what is fed and the answer generated behind it. :meth:`feed` after :meth:`generate_ids` begins the next
-    one, and so does :meth:`end_turn`. Concatenated memories grow by ``num_comp_tokens`` slots per turn; merged ones
-    stay as they are.
+    one, and so does :meth:`end_turn`. A concatenated memory grows by ``num_comp_tokens`` slots per turn; a merged one
+    does not, and stays apart from the memories that the session started from.
 
     Parameters
     ----------
@@ -130,7 +123,7 @@ class CCMSession(_GreedySession):
 
     def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Read token ids; return their logits ``[len(ids), vocabulary]``. Ends a turn that has been answered."""
-        checked = self._checked(ids)
+        checked = self.compressor.check_fed(ids)
         if self._answered:
             self.end_turn()
         return self._read(checked)
@@ -258,7 +251,7 @@ class CCMStream(_GreedySession):
 
         Tokens are read up to the next compression in one pass, which gives what one by one would.
         """
-        return self._read(self._checked(ids))
+        return self._read(self.compressor.check_fed(ids))
 
     def memory(self) -> Memory:
         """Return everything as one memory of bounded size; unless the window keeps text, its text is compressed too.

@@ -58,21 +58,26 @@ def _recursion(case: Case, outcome: Outcome, compressor: CCM) -> None:
     for row, suffix in enumerate(rows):
         segments = _segments(case, suffix)
         query, target = case.tensors[f"query{suffix}"][0], case.tensors[f"target{suffix}"][0]
-        memory = _memories(case, outcome, compressor, segments, suffix)
-        logits = compressor.logits(torch.cat([query, target]), [memory])
+        memories = _memories(case, outcome, compressor, segments, suffix)[-1:]
+        logits = compressor.logits(torch.cat([query, target]), memories)
         outcome.compare(f"expected_query_logits{suffix}", logits.detach()[None])
         answers.append((logits[len(query) - 1 : -1], target))
-        generated.append(_greedy(case, compressor, query, memory, case.tensors["expected_generated_ids"].shape[1]))
-        name = f"expected_generated_ids_from_memory{suffix}"
-        outcome.compare_ids(name, [_greedy(case, compressor, query, memory, case.tensors[name].shape[1])])
-        _one_pass_logits(case, outcome, compressor, row, [*segments, torch.cat([query, target])])
-    outcome.compare_ids("expected_generated_ids", generated)
-    _scores(case, outcome, answers)
-    loss = cross_entropy(torch.cat([logits for logits, _ in answers]), torch.cat([target for _, target in answers]))
-    outcome.compare("expected_loss", loss.detach()[None])
-    if trains:
-        loss.backward()
-        _gradients(case, outcome, compressor)
+        if case.has(name := f"expected_generated_ids_from_memory{suffix}"):
+            outcome.compare_ids(name, [_greedy(case, compressor, query, memories, name)])
+        if case.has(name := "expected_generated_ids"):
+            generated.append(_greedy(case, compressor, query, memories, name))
+        if case.has("expected_logits"):
+            _one_pass_logits(case, outcome, compressor, row, [*segments, torch.cat([query, target])])
+    if generated:
+        outcome.compare_ids("expected_generated_ids", generated)
+    if case.has("expected_loglikelihood_sum"):
+        _scores(case, outcome, answers)
+    if case.has("expected_loss"):
+        loss = cross_entropy(torch.cat([logits for logits, _ in answers]), torch.cat([target for _, target in answers]))
+        outcome.compare("expected_loss", loss.detach()[None])
+        if trains:
+            loss.backward()
+            _gradients(case, outcome, compressor)
 
 
 def _segments(case: Case, suffix: str) -> list[Tensor]:
@@ -80,14 +85,15 @@ def _segments(case: Case, suffix: str) -> list[Tensor]:
     return [case.tensors[name][0] for name in names if name in case.tensors]
 
 
-def _memories(case: Case, outcome: Outcome, compressor: CCM, segments: list[Tensor], suffix: str) -> KVMemory:
-    """Compare the memory after every step, and return the last."""
+def _memories(case: Case, outcome: Outcome, compressor: CCM, segments: list[Tensor], suffix: str) -> list[KVMemory]:
+    """Compare the memory after every step, and return them."""
+    memories = []
     for step in range(len(segments)):
         read = segments[: step + 1]
-        (memory,) = compressor.compress_ids([torch.cat(read)], segment_lengths=[len(segment) for segment in read])
+        memories += compressor.compress_ids([torch.cat(read)], segment_lengths=[len(segment) for segment in read])
         at = f"_step{step}" if step < len(segments) - 1 else ""
-        _compare_memory(case, outcome, compressor, memory, f"expected_memory_{{}}{at}{suffix}")
-    return memory
+        _compare_memory(case, outcome, compressor, memories[-1], f"expected_memory_{{}}{at}{suffix}")
+    return memories
 
 
 def _compare_memory(case: Case, outcome: Outcome, compressor: CCM, memory: KVMemory, name: str) -> None:
@@ -97,17 +103,18 @@ def _compare_memory(case: Case, outcome: Outcome, compressor: CCM, memory: KVMem
     outcome.compare(name.format("value"), memory.values[:, None].detach())
 
 
-def _greedy(case: Case, compressor: CCM, query: Tensor, memory: KVMemory, width: int) -> list[int]:
+def _greedy(case: Case, compressor: CCM, query: Tensor, memories: list[KVMemory], name: str) -> list[int]:
+    """Generate as long as the tensor ``name``, padded behind the end token."""
+    width = case.tensors[name].shape[1]
     eos, pad = case.settings["eos_token_id"], case.settings["pad_token_id"]
-    ids = compressor.generate_ids(query, [memory], max_new_tokens=width, eos_token_ids=(eos,))
+    ids = compressor.generate_ids(query, memories, max_new_tokens=width, eos_token_ids=(eos,))
     return [*ids, eos, *[pad] * width][:width]
 
 
 def _one_pass_logits(case: Case, outcome: Outcome, compressor: CCM, row: int, segments: list[Tensor]) -> None:
     """Compare a row's text tokens, read by a session, with the authors' one pass."""
-    text = case.tensors["attention_mask"][row].bool() & (
-        case.tensors["input_ids"][row] < compressor.backbone.vocabulary
-    )
+    ids, live = case.tensors["input_ids"][row], case.tensors["attention_mask"][row]
+    text = live.bool() & (ids < compressor.backbone.vocabulary)
     session = compressor.session(segment_tokens=WHOLE_TURNS)
     logits = []
     with torch.no_grad():
