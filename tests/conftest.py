@@ -97,7 +97,7 @@ def tiny_ccm(architecture: str = "llama", tokenizer=None, *, num_comp_tokens: in
     settings = {name: changes.pop(name) for name in names if name in changes}
     compressor = CCM(tiny_model(architecture, **changes), tokenizer, num_comp_tokens=num_comp_tokens, **settings)
     torch.manual_seed(7)
-    for parameter in compressor.own_parameters().values():
+    for parameter in compressor.own_state().values():
         torch.nn.init.normal_(parameter, std=0.2)
     compressor.requires_grad_(False)
     return compressor.eval()

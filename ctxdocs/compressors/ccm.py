@@ -216,7 +216,7 @@ class CCM(Compressor):
             raise CheckpointError(f"the adapter has embeddings of {rows} special tokens, not {wanted}")
         own[_OWN_TABLE] = own[_OWN_TABLE][:wanted]  # as in the authors' loader
         compressor = cls(model, tokenizer, lora_rank=len(own[_own_name(0, "q_proj", "A")]), **settings)
-        for name, parameter in compressor.own_parameters().items():
+        for name, parameter in compressor.own_state().items():
             if own[name].shape != parameter.shape:
                 raise CheckpointError(
                     f"the adapter's {name} is {tuple(own[name].shape)}, not {tuple(parameter.shape)}",
@@ -245,10 +245,6 @@ class CCM(Compressor):
     def merges(self) -> bool:
         """Whether the memory is a mean, and stays as large as it is after one step."""
         return self.attn_type.startswith("merge")
-
-    def own_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what the method trains: special embeddings and LoRA factors, by name."""
-        return {name: value for name, value in self.named_parameters() if not name.startswith("model.")}
 
     def run(
         self, embeds: Tensor, positions: Tensor, *, cache: Cache | None = None, special: Tensor | None = None

@@ -146,11 +146,10 @@ def _gradients(case: Case, outcome: Outcome, compressor: CCM) -> None:
     for name in names:
         own = name.removeprefix(prefix).replace("embed_tokens.", "")
         own = own.replace("layers.", "lora.").replace("self_attn.", "")
-        parameter = compressor.own_parameters()[own]
-        if case.tensors[name].any():
-            outcome.compare_relative(name, parameter.grad)
-        else:  # nothing that special tokens put out in the last layer is ever read
-            outcome.compare(name, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameter = compressor.own_state()[own]
+        # What special tokens put out in the last layer is never read.
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        outcome.compare_relative(name, gradient)
 
 
 def _conversation(case: Case, outcome: Outcome, compressor: CCM) -> None:
