@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_PLACES: tuple[str, ...] = ("base_model", "finetune")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -74,7 +75,9 @@ def load_compressor(
     device = _device(device)
     folder = _folder(bundled_path() if name_or_path == BUNDLED else name_or_path)
     card = read_card(folder)
-    base = _base_folder(folder, settings.pop("base_model", None))
+    told = {name: settings.pop(name, None) for name in _PLACES}
+    places = {name: _place(where) for name, where in told.items() if where is not None}
+    base = _base_folder(folder, places.get("base_model"))
     config = {**_read_json(base / "config.json"), **_read_json(folder / "config.json", may_lack=base != folder)}
     if (folder / ENCODER_CONFIG).is_file():
         config["encoder_config"] = _read_json(folder / ENCODER_CONFIG)
@@ -83,7 +86,7 @@ def load_compressor(
     cls = compressor_class(method)
     if adapter:
         config.update(cls.adapter_settings(adapter))
-    finetune = settings.pop("finetune", None) or _beside(folder, config.get("finetune"))
+    finetune = places.get("finetune") or _beside(folder, config.get("finetune"))
     run_settings = _settings(cls, {**(card["settings"] if card else {}), **settings})
     weights = read_weights(base)
     own_names = cls.own_tensors(config)
@@ -105,8 +108,8 @@ def load_compressor(
         prompt_format=PromptFormat.from_dict(card["prompt_format"]) if card else None,
         **run_settings,
     )
-    is_local = folder == Path(name_or_path).expanduser()
-    compressor.name_or_path = str(folder.resolve()) if is_local else name_or_path
+    compressor.name_or_path = name_or_path if name_or_path == BUNDLED else _place(name_or_path)
+    compressor.base_places = places
     compressor.requires_grad_(False)
     return compressor.eval()
 
@@ -146,6 +149,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         except Exception as error:  # each reader raises kinds of its own; every one means a file that cannot be read
             raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
     return weights
+
+
+def _place(name_or_path: str | os.PathLike[str]) -> str:
+    """Return a hub name as it is, and a folder as an absolute path: good for finding it again."""
+    path = Path(name_or_path).expanduser()
+    return str(path.resolve()) if path.is_dir() else str(name_or_path)
 
 
 def _base_folder(folder: Path, base_model: str | os.PathLike[str] | None) -> Path:

@@ -101,7 +101,7 @@ class Library:
                 "method": loaded.method,
                 "name_or_path": loaded.name_or_path,
                 "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
-                "settings": loaded.run_settings,
+                "settings": {**loaded.run_settings, **loaded.base_places},
             },
             embedder={"name": chosen.name, "dimension": chosen.dimension},
             codec=codec,

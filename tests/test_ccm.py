@@ -356,14 +356,21 @@ def test_safetensors_and_old_names_are_read(adapter):
     assert load_compressor(adapter, base_model=base).fingerprint == first.fingerprint
 
 
-def test_a_library_keeps_the_memories(tmp_path, corpus, tokenizer, embedder):
+def test_a_library_finds_its_adapter_again(adapter, corpus, tokenizer, embedder, monkeypatch):
     from ctxdocs import Library
 
-    tiny_ccm(tokenizer=tokenizer, sink=True, segment_tokens=8).save(tmp_path / "ccm")
-    compressor = load_compressor(tmp_path / "ccm", device="cpu")
-    library = Library.create(tmp_path / "library", compressor, embedder, chunk_tokens=16, overlap_tokens=4)
+    home = adapter.parents[1]
+    tokenizer.save_pretrained(home / "base")
+    plain = adapter.rename(home / "mine")
+    monkeypatch.chdir(home)
+    compressor = load_compressor("mine", base_model="base", finetune="llama-7b-no", attn_type="concat_recur", sink=True)
+    library = Library.create(home / "library", compressor, embedder, chunk_tokens=16, overlap_tokens=4)
     assert library.add(corpus).documents == 3
     chunks = library.store.chunks([hit.id for hit in library.search("tide gauge", k=3)])
     for chunk, memory in zip(chunks, library.store.memories(chunks), strict=True):
         same(memory, compressor.compress([chunk.text])[0])
-    assert library.ask("When does the ferry sail?", k=2, max_new_tokens=4).memory_slots > 4
+    assert library.ask("When does the ferry sail?", k=2, max_new_tokens=4).memory_slots > 8
+    monkeypatch.chdir(plain)
+    again = Library.open(home / "library", embedder=embedder)
+    assert again.compressor.fingerprint == compressor.fingerprint
+    assert again.compressor.base_places == {"base_model": str(home / "base"), "finetune": str(home / "llama-7b-no")}

@@ -64,6 +64,8 @@ class Compressor(nn.Module, abc.ABC):
         self.backbone = Backbone(model)
         #: What ``load_compressor`` found it by; None for one built in Python.
         self.name_or_path: str | None = None
+        #: Where an adapter's base lies, as ``load_compressor`` needs to be told again: ``base_model``, ``finetune``.
+        self.base_places: dict[str, str] = {}
         self._fingerprint: str | None = None
 
     # What a method says.

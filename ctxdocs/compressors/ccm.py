@@ -203,7 +203,7 @@ class CCM(Compressor):
             )
         known = ("num_comp_tokens", "attn_type", "sink", "lora_alpha")
         settings = {**{name: config[name] for name in known if config.get(name) is not None}, **settings}
-        if settings.get("attn_type") not in ATTENTION_TYPES:
+        if "attn_type" not in settings:
             raise CheckpointError(
                 "neither the adapter nor the name of its folder says how memories are joined",
                 f"pass attn_type=..., one of: {', '.join(ATTENTION_TYPES)}",
@@ -233,8 +233,9 @@ class CCM(Compressor):
 
     @property
     def run_settings(self) -> dict[str, Any]:
-        """``segment_tokens``."""
-        return {"segment_tokens": self.segment_tokens}
+        """``segment_tokens``; and again what builds the compressor from an adapter that does not say it."""
+        names = ("segment_tokens", "attn_type", "num_comp_tokens", "sink")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def is_recurrent(self) -> bool:
