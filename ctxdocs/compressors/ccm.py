@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from ctxdocs.compressors.autocompressor import split_lengths
 from ctxdocs.compressors.base import Compressor
-from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Window
+from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Context, Window
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
@@ -48,35 +47,6 @@ _NAME = re.compile(r"(?:(?P<finetune>.+-no)|.+)-online-(?P<attn>(?:concat|merge)
 _FACTOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.self_attn\.(\w+)\.(lora_[AB])(?:\.default)?\.weight")
 _TABLE = re.compile(r"base_model\.model\.model\.embed_tokens\.(comp|gist)_embeddings\.weight")
 _OWN_TABLE = "comp_embeddings.weight"
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What a batch of contexts has been compressed to so far.
-
-    Parameters
-    ----------
-    sink : KeysValues or None
-        The first token's, where it is kept.
-    memory : KeysValues or None
-        Those of special tokens; None before the first step.
-    steps : int
-        Segments compressed.
-    """
-
-    sink: KeysValues | None = None
-    memory: KeysValues | None = None
-    steps: int = 0
-
-    def slots(self) -> KeysValues | None:
-        """Return the sink and the memory side by side."""
-        parts = [part for part in (self.sink, self.memory) if part is not None]
-        return KeysValues.join(*parts) if parts else None
-
-    def rows(self, index: Tensor) -> Context:
-        """Return some rows of the batch."""
-        sink, memory = (None if part is None else part.rows(index) for part in (self.sink, self.memory))
-        return Context(sink, memory, self.steps)
 
 
 class CCM(Compressor):

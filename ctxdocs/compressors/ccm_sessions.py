@@ -18,7 +18,36 @@ from ctxdocs.modeling.kv import KeysValues
 if TYPE_CHECKING:
     from transformers import Cache
 
-    from ctxdocs.compressors.ccm import CCM, Context
+    from ctxdocs.compressors.ccm import CCM
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a batch of contexts has been compressed to so far.
+
+    Parameters
+    ----------
+    sink : KeysValues or None
+        The first token's, where it is kept.
+    memory : KeysValues or None
+        Those of special tokens; None before the first step.
+    steps : int
+        Segments compressed.
+    """
+
+    sink: KeysValues | None = None
+    memory: KeysValues | None = None
+    steps: int = 0
+
+    def slots(self) -> KeysValues | None:
+        """Return the sink and the memory side by side."""
+        parts = [part for part in (self.sink, self.memory) if part is not None]
+        return KeysValues.join(*parts) if parts else None
+
+    def rows(self, index: Tensor) -> Context:
+        """Return some rows of the batch."""
+        sink, memory = (None if part is None else part.rows(index) for part in (self.sink, self.memory))
+        return Context(sink, memory, self.steps)
 
 
 @dataclass(frozen=True)
@@ -112,8 +141,6 @@ class CCMSession(_GreedySession):
 
     def reset(self) -> None:
         """Go back to the memories the session started from."""
-        from ctxdocs.compressors.ccm import Context
-
         self.tokens_seen = 0
         self._context = Context()
         self._first: KeysValues | None = None
