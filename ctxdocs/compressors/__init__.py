@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
 
 #: Every method and where its compressor lives; imported when asked for.
-METHODS: dict[str, str] = {"autocompressor": "ctxdocs.compressors.autocompressor:AutoCompressor"}
+METHODS: dict[str, str] = {
+    "autocompressor": "ctxdocs.compressors.autocompressor:AutoCompressor",
+    "beacon": "ctxdocs.compressors.gist:ActivationBeacon",
+    "ultragist": "ctxdocs.compressors.gist:UltraGist",
+}
 
 
 def compressor_class(method: str) -> type[Compressor]:

@@ -107,6 +107,10 @@ class Compressor(nn.Module, abc.ABC):
     def session(self, **options: Any) -> Session:
         """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters the method adds to the base model's, by the names of :meth:`own_tensors`."""
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("model.")}
+
     # Writing memories.
 
     def compress(self, texts: Sequence[str], **options: Any) -> list[Memory]:

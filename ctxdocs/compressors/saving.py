@@ -30,11 +30,7 @@ def save(compressor: Compressor, folder: Path) -> None:
         compressor.model.save_pretrained(folder)
     if compressor.tokenizer is not None:
         compressor.tokenizer.save_pretrained(folder)
-    own = {
-        name: parameter.detach().contiguous().cpu()
-        for name, parameter in compressor.named_parameters()
-        if not name.startswith("model.")
-    }
+    own = {name: parameter.detach().contiguous().cpu() for name, parameter in compressor.own_parameters().items()}
     if own:
         save_file(own, folder / OWN_TENSORS, metadata={"format": "pt"})
     card = {

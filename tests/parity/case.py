@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+#: What a call of a gist case says where it neither pads nor rewinds.
+CALL = {"len", "beacon_skip_first", "beacon_skip_last"}
+
 
 class Unsupported(Exception):
     """The case needs a mode that ctxdocs does not have."""
@@ -39,10 +42,26 @@ class Case:
 
     @property
     def tier(self) -> str:
-        if any("_grad" in name or "_loss" in name for name in self.tensors):
+        trained = any("_grad" in name or "_loss" in name for name in self.tensors)
+        if trained and not self.has("expected_logits"):
             return "training"
         mask = self.tensors.get("attention_mask")
-        return "required" if mask is None or mask.bool().all() else "optional"
+        padded = mask is not None and not mask.bool().all()
+        return "optional" if padded or self._rarely_used else "required"
+
+    @property
+    def _rarely_used(self) -> bool:
+        """Whether the settings of a gist case are of a mode that no published checkpoint uses."""
+        gist = {name.removeprefix(f"{self.method}_"): value for name, value in self.settings.items()}
+        return (
+            gist.get("attn") == "segmentation"
+            or (gist.get("pos") == "interleave" and gist.get("attn") != "full-coverage")
+            or gist.get("ratio_mix") == "join"
+            or gist.get("stride") != gist.get("window")
+            or gist.get("parallel_window", 1) > 1
+            or "mlp" in gist.get("param", ())
+            or any(set(call) - CALL for call in gist.get("calls", ()))
+        )
 
     def has(self, *names: str) -> bool:
         return all(name in self.tensors for name in names)
