@@ -71,15 +71,29 @@ def tiny_autocompressor(architecture: str = "llama", tokenizer=None, *, summary_
     return compressor.eval()
 
 
+def tiny_gist(method: str = "beacon", tokenizer=None, *, model=None, **changes):
+    """A compressor with gist tokens around :func:`tiny_model`; its own parameters differ from the model's."""
+    from ctxdocs.compressors import compressor_class
+
+    settings = {"window": 16, "ratio": 4, **changes}
+    compressor = compressor_class(method)(model or tiny_model(), tokenizer, **settings)
+    torch.manual_seed(7)
+    for parameter in compressor.own_parameters().values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return compressor.requires_grad_(False).eval()
+
+
 @pytest.fixture(scope="session")
 def compressor(tokenizer):
     """A Llama AutoCompressor with a tokenizer."""
     return tiny_autocompressor(tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt"])
+@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt", "beacon", "ultragist"])
 def any_compressor(request, tokenizer):
     """Every method and architecture in turn: the tests that use it hold for each."""
+    if request.param in ("beacon", "ultragist"):
+        return tiny_gist(request.param, tokenizer)
     architecture, _, variant = request.param.partition("-")
     return tiny_autocompressor(architecture, tokenizer, accumulate_summary=variant != "rmt", segment_tokens=24)
 

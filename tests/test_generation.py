@@ -22,12 +22,11 @@ def prompts(compressor):
 
 
 def reference(compressor, prompt, count):
-    """Greedy decoding without a cache."""
+    """Greedy decoding that reads everything again for every token."""
     ids = []
     for _ in range(count):
-        row = compressor.model_input([*prompt, torch.tensor(ids, dtype=torch.long)])
-        hidden = compressor.backbone.run(row.embeds[None], row.positions[None])
-        ids.append(int(compressor.backbone.head(hidden[0, -1]).argmax()))
+        logits, _ = compressor.prefill([[*prompt, torch.tensor(ids, dtype=torch.long)]])
+        ids.append(int(logits[0].argmax()))
     return ids
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -60,24 +61,30 @@ class GistCompressor(Compressor):
         Tokens per gist token; 0 keeps a window as it is.
     ratio_mix : str
         How one of several ratios is chosen, see :class:`~ctxdocs.compressors.gist_ratios.RatioChoice`.
-    attention : str
+    attention : str, optional
         What of its window a gist token sees: ``full-coverage``, ``step-expansion``, ``segmentation``.
-    placement : str
+    placement : str, optional
         ``interleave`` or ``append``.
     attend_prev : bool
         Whether gist tokens behind a window see those in front of them; under full coverage they always do.
-    sink_size : int
+    sink_size : int, optional
         First tokens that are kept as they are.
-    projections : sequence of str
+    projections : sequence of str, optional
         Which projections gist tokens have on their own: ``q``, ``k``, ``v``, ``o``, ``mlp``.
     embed_init : str
         Whose embedding a new gist token starts from: ``eos`` or ``bos``.
     prompt_format : PromptFormat, optional
         Where sources and question stand when a library asks.
+
+    Notes
+    -----
+    Settings that are left out are those that the method's models were published with.
     """
 
     #: Of the method's keys in ``config.json`` and of its tensors.
     prefix: ClassVar[str]
+    #: What the authors trained with; the defaults of the constructor.
+    published: ClassVar[Mapping[str, Any]]
     #: Whether the sink is taken anew with every step of the first window.
     renews_sink: ClassVar[bool]
     #: Whether segmentation counts the running window's tokens as slots in front of it.
@@ -92,11 +99,11 @@ class GistCompressor(Compressor):
         stride: int | None = None,
         ratio: int | Sequence[int] = (2, 4, 8),
         ratio_mix: str = "step-random",
-        attention: str = "full-coverage",
-        placement: str = "interleave",
+        attention: str | None = None,
+        placement: str | None = None,
         attend_prev: bool = True,
-        sink_size: int = 0,
-        projections: Sequence[str] = ("q", "k", "v"),
+        sink_size: int | None = None,
+        projections: Sequence[str] | None = None,
         embed_init: str = "eos",
         prompt_format: PromptFormat | None = None,
     ) -> None:
@@ -105,11 +112,18 @@ class GistCompressor(Compressor):
         self.stride = window if stride is None else stride
         self.ratio = [ratio] if isinstance(ratio, int) else list(ratio)
         self.ratio_mix = ratio_mix
-        self.attention = attention
-        self.placement = placement
         self.attend_prev = attend_prev
-        self.sink_size = sink_size
-        self.projections = list(projections)
+        given: dict[str, Any] = {
+            "attention": attention,
+            "placement": placement,
+            "sink_size": sink_size,
+            "projections": projections,
+        }
+        chosen = {name: self.published[name] if value is None else value for name, value in given.items()}
+        self.attention: str = chosen["attention"]
+        self.placement: str = chosen["placement"]
+        self.sink_size: int = chosen["sink_size"]
+        self.projections = list(chosen["projections"])
         self._check_settings()
         layers = {leaf for name in self.projections for leaf in PROJECTIONS[name]}
         #: Names of the model's projections that gist tokens do not use, and what they use instead.
@@ -135,18 +149,19 @@ class GistCompressor(Compressor):
         ):
             if unknown := [entry for entry in value if entry not in known]:
                 raise InputError(f"unknown {name} {unknown[0]!r}", f"known: {', '.join(known)}")
+        if self.placement != self.published["placement"] and "placement" not in self._published_keys():
+            raise InputError(f"{self.method} has no placement {self.placement!r}", "only that behind a window")
         if self.interleaves and self.attention != "full-coverage":
             raise InputError(f"interleaved gist tokens cannot use {self.attention}", "append them, or full-coverage")
         if not 1 <= self.stride <= self.window or (self.stride < self.window and self.interleaves):
             raise InputError(f"a window of {self.window} tokens cannot move on by {self.stride}")
         if self.sink_size < 0:
             raise InputError(f"sink_size is {self.sink_size}, it cannot be negative")
-        compressing = [ratio for ratio in self.ratio_choice().ratios if ratio]
-        needed = self.window + (self.stride // min(compressing) if compressing else 0)
-        if needed > self.backbone.max_positions:
+        self.ratio_choice()
+        if self.window > self.backbone.max_positions:
             raise InputError(
-                f"a window of {self.window} tokens and its gist tokens take {needed} positions, "
-                f"{needed - self.backbone.max_positions} more than the model's {self.backbone.max_positions}"
+                f"a window of {self.window} tokens is {self.window - self.backbone.max_positions} longer than the "
+                f"model's {self.backbone.max_positions} positions"
             )
 
     # Checkpoints.
@@ -343,6 +358,9 @@ class ActivationBeacon(GistCompressor):
 
     method = "beacon"
     prefix = "beacon"
+    published = MappingProxyType(
+        {"attention": "full-coverage", "placement": "interleave", "sink_size": 0, "projections": ("q", "k", "v")}
+    )
     renews_sink = True
     counts_running_tokens = True
 
@@ -371,22 +389,11 @@ class UltraGist(GistCompressor):
 
     method = "ultragist"
     prefix = "ultragist"
+    published = MappingProxyType(
+        {"attention": "step-expansion", "placement": "append", "sink_size": 1, "projections": ("q", "k", "v", "o")}
+    )
     renews_sink = False
     counts_running_tokens = False
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        *,
-        attention: str = "step-expansion",
-        placement: str = "append",
-        sink_size: int = 1,
-        projections: Sequence[str] = ("q", "k", "v", "o"),
-        **settings: Any,
-    ) -> None:
-        settings |= {"attention": attention, "placement": placement}
-        super().__init__(model, tokenizer, sink_size=sink_size, projections=projections, **settings)
 
     @classmethod
     def code_defaults(cls, config: Mapping[str, Any]) -> dict[str, Any]:
