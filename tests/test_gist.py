@@ -151,6 +151,35 @@ def test_skipped_tokens_stay_as_they_are():
         tiny_gist("beacon").session().feed(IDS, skip_first=5, skip_last=30)
 
 
+@pytest.mark.parametrize("changes", [{}, APPEND, {**APPEND, "sink_size": 1, "ratio": (0, 4), "ratio_mix": "sequence"}])
+def test_full_coverage_needs_no_mask(changes, monkeypatch):
+    gist, masks = tiny_gist("beacon", **changes), []
+    run = gist.backbone.run
+
+    def watched(*args, mask=None, **options):
+        masks.append(mask)
+        return run(*args, mask=mask, **options)
+
+    monkeypatch.setattr(gist.backbone, "run", watched)
+    gist.compress_ids([IDS[:length] for length in (3, 16, 40, 41, 55)], batch_tokens=1000)
+    session = gist.session()
+    session.feed(IDS)
+    session.memory()
+    assert masks
+    assert all(mask is None for mask in masks)
+
+
+@pytest.mark.parametrize("method", ["beacon", "ultragist"])
+def test_a_library_of_gist_memories(method, tokenizer, embedder, corpus, tmp_path):
+    from ctxdocs import Library
+
+    gist = tiny_gist(method, tokenizer)
+    library = Library.create(tmp_path / "library", gist, embedder, chunk_tokens=32, overlap_tokens=4)
+    assert library.add(corpus).documents == 3
+    answer = library.ask("When was the lighthouse built?", max_new_tokens=4)
+    assert answer.memory_slots > 0
+
+
 FAMILIES = {
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "olmo2": ("Olmo2Config", {}),

@@ -375,9 +375,11 @@ class ActivationBeacon(GistCompressor):
 
     @property
     def positions(self) -> int:
-        """The model's positions, times what its rotary embedding is scaled by."""
+        """The model's positions, stretched as far as its rotary embedding is scaled."""
         scaling = getattr(self.model.config, "rope_parameters", None) or {}
-        return int(self.backbone.max_positions * (scaling.get("factor") or 1))
+        positions = self.backbone.max_positions
+        unscaled = scaling.get("original_max_position_embeddings") or positions
+        return max(positions, int(unscaled * (scaling.get("factor") or 1)))
 
     def interval(self, ratio: int) -> int:
         """Return the ratio itself."""

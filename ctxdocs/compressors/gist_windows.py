@@ -169,21 +169,23 @@ class Windows:
             window = torch.cat([window, new], dim=-2)
         is_gist = torch.cat([self._raw_is_gist.expand(len(ids), -1), is_gist], dim=1)
         place = torch.arange(is_gist.shape[1], device=ids.device)
-        if not ratio:
-            kept = torch.ones_like(is_gist)
-        elif settings.interleaves:
-            last_gist = torch.where(is_gist & (place < self._raw_slots + live[:, None]), place, -1)
-            kept = is_gist | (place > last_gist.amax(dim=1, keepdim=True)) if len(place) else is_gist
-        else:
-            kept = is_gist | (place < self._raw_slots - self._running)
-        before = [self.front, self.sink, self.gist]
+        is_live = place < self._raw_slots + live[:, None]
+        kept, before = self._kept_at_close(is_gist & is_live, ratio), [self.front, self.sink, self.gist]
         if settings.sink_size and self._before_first_border:
             # The first tokens are still in the window: taken from there, none is kept twice.
             kept, before = kept | (place < settings.sink_size), [self.front]
-        kept = kept & (place < self._raw_slots + live[:, None])
-        finished = torch.cat(before, dim=-2).unbind(2)
-        rows = zip(finished, window.unbind(2), kept, strict=True)
+        rows = zip(torch.cat(before, dim=-2).unbind(2), window.unbind(2), kept & is_live, strict=True)
         return [torch.cat([done, rest[..., row_kept, :]], dim=-2) for done, rest, row_kept in rows]
+
+    def _kept_at_close(self, is_gist: Tensor, ratio: int | None) -> Tensor:
+        """Mark what stays of an unfinished window: gist tokens, and the tokens that none of them stands for."""
+        if not ratio:
+            return torch.ones_like(is_gist)
+        if self.compressor.interleaves:
+            # Behind an entry stands no more gist token when as many stand up to it as in all of the row.
+            return is_gist | (is_gist.cumsum(1) == is_gist.sum(1, keepdim=True))
+        place = torch.arange(is_gist.shape[1], device=is_gist.device)
+        return is_gist | (place < self._raw_slots - self._running)
 
     def take(self, rows: Tensor) -> Windows:
         """Return some of the rows, marked in ``[batch]`` (bool), to be read on their own."""

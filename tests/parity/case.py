@@ -52,15 +52,18 @@ class Case:
     @property
     def _rarely_used(self) -> bool:
         """Whether the settings of a gist case are of a mode that no published checkpoint uses."""
+        if self.method not in ("beacon", "ultragist"):
+            return False
         gist = {name.removeprefix(f"{self.method}_"): value for name, value in self.settings.items()}
         return (
-            gist.get("attn") == "segmentation"
-            or (gist.get("pos") == "interleave" and gist.get("attn") != "full-coverage")
-            or gist.get("ratio_mix") == "join"
-            or gist.get("stride") != gist.get("window")
+            gist["attn"] == "segmentation"
+            or (gist.get("pos") == "interleave" and gist["attn"] != "full-coverage")
+            or gist["ratio_mix"] == "join"
+            or gist["stride"] != gist["window"]
             or gist.get("parallel_window", 1) > 1
-            or "mlp" in gist.get("param", ())
-            or any(set(call) - CALL for call in gist.get("calls", ()))
+            or "mlp" in gist["param"]
+            or any(set(call) - CALL for call in gist["calls"])
+            or any(name.startswith("attention_mask") for name in self.tensors)
         )
 
     def has(self, *names: str) -> bool:
