@@ -298,6 +298,14 @@ def test_models_without_rotary_embedding_are_refused():
         tiny_gist("beacon", model=tiny_model("opt"))
 
 
+def test_a_kernel_without_masks_is_refused_where_one_is_needed():
+    model = tiny_model()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="step-expansion needs a mask, which flash_attention_2 does not take"):
+        tiny_gist("ultragist", model=model)
+    tiny_gist("beacon", model=model)
+
+
 def test_ids_outside_the_vocabulary_are_refused_by_a_session():
     with pytest.raises(InputError, match="token id 400"):
         tiny_gist().session().feed([400])

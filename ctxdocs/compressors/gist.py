@@ -9,8 +9,13 @@ stay as they are.
 Any rotary model with ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` will do. A base model without gist parameters
 becomes a compressor ready for training: they start as copies of the model's projections and of an embedding.
 
-Of modes that no published checkpoint uses, ``join`` (several ratios at once), step-expansion and segmentation between
-interleaved tokens are left out, and windows that could run in parallel run one after the other, with the same result.
+A document's last window is closed however short it is. A session keeps its running window open, as the authors do
+while generating, and doubles the first tokens while they are both sink and window, as they do.
+
+What differs from the authors' code: every text starts its own draw of ratios, so that memories do not depend on what
+was compressed before. Of modes that no published checkpoint uses, ``join`` (several ratios at once), ``rewind``, and
+step-expansion or segmentation between interleaved tokens are left out; windows that could run in parallel run one
+after the other, with the same result.
 """
 
 from __future__ import annotations
@@ -153,6 +158,9 @@ class GistCompressor(Compressor):
             raise InputError(f"{self.method} has no placement {self.placement!r}", "only that behind a window")
         if self.interleaves and self.attention != "full-coverage":
             raise InputError(f"interleaved gist tokens cannot use {self.attention}", "append them, or full-coverage")
+        kernel = getattr(self.model.config, "_attn_implementation", None) or ""
+        if self.attention != "full-coverage" and "flash" in kernel:
+            raise InputError(f"{self.attention} needs a mask, which {kernel} does not take", "use sdpa")
         if not 1 <= self.stride <= self.window or (self.stride < self.window and self.interleaves):
             raise InputError(f"a window of {self.window} tokens cannot move on by {self.stride}")
         if self.sink_size < 0:
@@ -262,7 +270,7 @@ class GistCompressor(Compressor):
 
     @property
     def positions(self) -> int:
-        """Positions that ``adapt`` counts on."""
+        """Positions that the choice of an ``adapt`` ratio counts on."""
         return self.backbone.max_positions
 
     def interval(self, ratio: int) -> int:
