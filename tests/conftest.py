@@ -97,10 +97,22 @@ def tiny_ccm(architecture: str = "llama", tokenizer=None, *, num_comp_tokens: in
     settings = {name: changes.pop(name) for name in names if name in changes}
     compressor = CCM(tiny_model(architecture, **changes), tokenizer, num_comp_tokens=num_comp_tokens, **settings)
     torch.manual_seed(7)
-    for parameter in compressor.own_state().values():
+    for parameter in compressor.own_parameters().values():
         torch.nn.init.normal_(parameter, std=0.2)
     compressor.requires_grad_(False)
     return compressor.eval()
+
+
+def tiny_gist(method: str = "beacon", tokenizer=None, *, model=None, **changes):
+    """A compressor with gist tokens around :func:`tiny_model`; its own parameters differ from the model's."""
+    from ctxdocs.compressors import compressor_class
+
+    settings = {"window": 16, "ratio": 4, **changes}
+    compressor = compressor_class(method)(model or tiny_model(), tokenizer, **settings)
+    torch.manual_seed(7)
+    for parameter in compressor.own_parameters().values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return compressor.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +121,16 @@ def compressor(tokenizer):
     return tiny_autocompressor(tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="session", params=["llama", "llama-rmt", "opt", "rcc", "ccm-concat_recur", "ccm-merge_recur"])
+@pytest.fixture(
+    scope="session",
+    params=["llama", "llama-rmt", "opt", "beacon", "ultragist", "rcc", "ccm-concat_recur", "ccm-merge_recur"],
+)
 def any_compressor(request, tokenizer):
     """Every method and architecture in turn: the tests that use it hold for each."""
     if request.param == "rcc":
         return tiny_rcc(tokenizer)
+    if request.param in ("beacon", "ultragist"):
+        return tiny_gist(request.param, tokenizer)
     architecture, _, variant = request.param.partition("-")
     if architecture == "ccm":
         return tiny_ccm(tokenizer=tokenizer, attn_type=variant, sink=variant == "merge_recur", segment_tokens=24)

@@ -241,7 +241,7 @@ def adapter(tmp_path) -> Path:
     compressor.model.save_pretrained(tmp_path / "base")
     folder = tmp_path / "finetune" / "llama-7b-no-online-merge_recur-ntok2-sink_pajama"
     stage = tmp_path / "llama-7b-no"
-    tensors = {published(name): parameter.data for name, parameter in compressor.own_state().items()}
+    tensors = {published(name): parameter.data for name, parameter in compressor.own_parameters().items()}
     write_adapter(folder, tensors)
     write_adapter(stage, {name: tensor for name, tensor in tensors.items() if "lora" in name})
     return folder

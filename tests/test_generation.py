@@ -22,7 +22,7 @@ def prompts(compressor):
 
 
 def reference(compressor, prompt, count):
-    """Greedy decoding that reads the whole prompt anew for every token."""
+    """Greedy decoding that reads everything again for every token."""
     ids = []
     for _ in range(count):
         logits, _ = compressor.prefill([[*prompt, torch.tensor(ids, dtype=torch.long)]])

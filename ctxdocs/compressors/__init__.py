@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: Every method and where its compressor lives; imported when asked for.
 METHODS: dict[str, str] = {
     "autocompressor": "ctxdocs.compressors.autocompressor:AutoCompressor",
+    "beacon": "ctxdocs.compressors.gist:ActivationBeacon",
+    "ultragist": "ctxdocs.compressors.gist:UltraGist",
     "rcc": "ctxdocs.compressors.rcc:RCC",
     "ccm": "ctxdocs.compressors.ccm:CCM",
 }

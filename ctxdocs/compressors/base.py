@@ -130,6 +130,10 @@ class Compressor(nn.Module, abc.ABC):
     def session(self, **options: Any) -> Session:
         """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters the method adds to the base model's, by the names of :meth:`own_tensors`."""
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("model.")}
+
     # Writing memories.
 
     def compress(self, texts: Sequence[str], **options: Any) -> list[Memory]:
@@ -327,10 +331,6 @@ class Compressor(nn.Module, abc.ABC):
     def forget_fingerprint(self) -> None:
         """Have the fingerprint computed anew; call it after changing weights."""
         self._fingerprint = None
-
-    def own_state(self) -> dict[str, Tensor]:
-        """Return the method's own tensors under the names of :meth:`own_tensors`."""
-        return {name: value for name, value in self.named_parameters() if not name.startswith("model.")}
 
     def save(self, path: str | Path) -> None:
         """Write a folder that ``load_compressor`` loads bit for bit: weights, tokenizer, settings."""

@@ -186,7 +186,7 @@ class CCM(Compressor):
             raise CheckpointError(f"the adapter has embeddings of {rows} special tokens, not {wanted}")
         own[_OWN_TABLE] = own[_OWN_TABLE][:wanted]  # as in the authors' loader
         compressor = cls(model, tokenizer, lora_rank=len(own[_own_name(0, "q_proj", "A")]), **settings)
-        for name, parameter in compressor.own_state().items():
+        for name, parameter in compressor.own_parameters().items():
             if own[name].shape != parameter.shape:
                 raise CheckpointError(
                     f"the adapter's {name} is {tuple(own[name].shape)}, not {tuple(parameter.shape)}",

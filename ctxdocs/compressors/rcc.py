@@ -167,9 +167,9 @@ class RCC(Compressor):
         """Ratio, window and layer map again, by our names: what builds the compressor from the published checkpoint."""
         return {"ratio": self.ratio, "window": self.window, "layer_map": self.layer_map}
 
-    def own_state(self) -> dict[str, Tensor]:
+    def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the encoder and the projections under their published names."""
-        return {_published_name(name): value for name, value in super().own_state().items()}
+        return {_published_name(name): value for name, value in super().own_parameters().items()}
 
     def save(self, path: str | Path) -> None:
         """Write a folder that ``load_compressor`` loads bit for bit, with the encoder's configuration in it."""

@@ -258,8 +258,13 @@ def _mask_by_place(rows: Sequence[ModelInput], live_slots: Tensor, tokens: int, 
             place[index, : row.slots] = row.place
     sees_slot = live_slots[:, None] & (place[:, None] <= order[:, None])
     sees_token = (order <= order[:, None]).expand(len(rows), -1, -1)
-    hidden = torch.cat([sees_slot, sees_token], dim=2).logical_not()
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, torch.finfo(dtype).min)[:, None]
+    return additive_mask(torch.cat([sees_slot, sees_token], dim=2), dtype)
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn who sees whom, ``[batch, queries, keys]`` (bool), into what a model adds to its scores, one head for all."""
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill(visible.logical_not(), torch.finfo(dtype).min)[:, None]
 
 
 def _cache(model: PreTrainedModel, rows: Sequence[ModelInput], slots: int) -> Cache:

@@ -32,7 +32,7 @@ def save(compressor: Compressor, folder: Path) -> None:
         compressor.model.save_pretrained(folder)
     if compressor.tokenizer is not None:
         compressor.tokenizer.save_pretrained(folder)
-    own = {name: tensor.detach().contiguous().cpu() for name, tensor in compressor.own_state().items()}
+    own = {name: tensor.detach().contiguous().cpu() for name, tensor in compressor.own_parameters().items()}
     if own:
         save_file(own, folder / OWN_TENSORS, metadata={"format": "pt"})
     card = {

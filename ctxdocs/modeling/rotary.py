@@ -42,9 +42,10 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     if rotary is None:
         raise InputError(f"{type(model).__name__} has no rotary embedding to place keys with")
     probe = torch.empty(1, dtype=torch.float32, device=keys.device)
-    cos, sin = rotary(probe, positions.reshape(-1, positions.shape[-1]).to(keys.device))
+    by_row = positions.dim() == 2
+    cos, sin = rotary(probe, (positions if by_row else positions[None]).to(keys.device))
     # Angles are the same for all heads.
-    cos, sin = (angles[0] if positions.dim() == 1 else angles[:, None] for angles in (cos, sin))
+    cos, sin = (angles[:, None] if by_row else angles[0] for angles in (cos, sin))
     turning, fixed = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]
     first, second = turning.chunk(2, dim=-1)
     turned = turning * cos + torch.cat([-second, first], dim=-1) * sin

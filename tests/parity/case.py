@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+#: What a call of a gist case says where it neither pads nor rewinds.
+CALL = {"len", "beacon_skip_first", "beacon_skip_last"}
+
 
 class Unsupported(Exception):
     """The case needs a mode that ctxdocs does not have."""
@@ -43,10 +46,29 @@ class Case:
             return "required"  # the training form and padded rows stand beside the same, row by row
         if not (self.folder / "config.json").is_file():
             return "training"  # masks of a training form, without a model
-        if any("_grad" in name or "_loss" in name for name in self.tensors):
+        trained = any("_grad" in name or "_loss" in name for name in self.tensors)
+        if trained and not self.has("expected_logits"):
             return "training"
         mask = self.tensors.get("attention_mask")
-        return "required" if mask is None or mask.bool().all() else "optional"
+        padded = mask is not None and not mask.bool().all()
+        return "optional" if padded or self._rarely_used else "required"
+
+    @property
+    def _rarely_used(self) -> bool:
+        """Whether the settings of a gist case are of a mode that no published checkpoint uses."""
+        if self.method not in ("beacon", "ultragist"):
+            return False
+        gist = {name.removeprefix(f"{self.method}_"): value for name, value in self.settings.items()}
+        return (
+            gist["attn"] == "segmentation"
+            or (gist.get("pos") == "interleave" and gist["attn"] != "full-coverage")
+            or gist["ratio_mix"] == "join"
+            or gist["stride"] != gist["window"]
+            or gist.get("parallel_window", 1) > 1
+            or "mlp" in gist["param"]
+            or any(set(call) - CALL for call in gist["calls"])
+            or any(name.startswith("attention_mask") for name in self.tensors)
+        )
 
     def has(self, *names: str) -> bool:
         return all(name in self.tensors for name in names)

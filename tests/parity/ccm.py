@@ -146,7 +146,7 @@ def _gradients(case: Case, outcome: Outcome, compressor: CCM) -> None:
     for name in names:
         own = name.removeprefix(prefix).replace("embed_tokens.", "")
         own = own.replace("layers.", "lora.").replace("self_attn.", "")
-        parameter = compressor.own_state()[own]
+        parameter = compressor.own_parameters()[own]
         # What special tokens put out in the last layer is never read.
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         outcome.compare_relative(name, gradient)

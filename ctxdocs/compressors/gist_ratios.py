@@ -1,0 +1,65 @@
+"""Which ratio the next window is compressed with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ctxdocs.errors import InputError
+
+MIXES = ("step-random", "instance-random", "sequence", "adapt-N")
+
+
+class RatioChoice:
+    """Chooses the ratio of one window after another; 0 keeps a window as it is.
+
+    Every text starts anew, so that its memory does not depend on what was compressed before. (The authors' generator
+    starts with the model and goes on from text to text.)
+
+    Parameters
+    ----------
+    ratios : sequence of int
+        To choose from; of several, those that do not divide ``stride`` are left out.
+    mix : str
+        ``step-random``, ``instance-random`` (one draw per text), ``sequence`` (in turn) or ``adapt-N`` (once per text,
+        the smallest ratio whose reach covers the text and ``N`` tokens more).
+    stride : int
+        Tokens a full window compresses.
+    reach : callable
+        From a ratio to the longest text that fits the model's positions with it.
+    """
+
+    def __init__(self, ratios: Sequence[int], mix: str, stride: int, reach: Callable[[int], int]) -> None:
+        import numpy as np
+
+        usable = list(ratios) if len(ratios) == 1 else [r for r in ratios if r == 0 or (r > 0 and stride % r == 0)]
+        if not usable or not 0 <= min(usable) <= max(usable) <= stride:
+            raise InputError(
+                f"a window of which {stride} tokens are compressed cannot hold ratio {', '.join(map(str, ratios))}",
+                f"a ratio lies between 1 and {stride} (0 keeps text as it is); one of several must divide {stride}",
+            )
+        kind, _, ahead = mix.partition("-")
+        if mix not in MIXES[:3] and not (kind == "adapt" and ahead.isdigit()):
+            raise InputError(f"unknown ratio mix {mix!r}", f"it is one of: {', '.join(MIXES)}")
+        self.ratios = usable
+        self._mix, self._reach = mix, reach
+        self._ahead = int(ahead) if kind == "adapt" else 0
+        self._random = np.random.default_rng(42)
+        self._count = 0
+        self._lasting: int | None = None
+
+    def draw(self, tokens: int) -> int:
+        """Return the next window's ratio; ``tokens`` is the length of the text as far as it is known."""
+        if len(self.ratios) == 1:
+            return self.ratios[0]
+        if self._mix == "sequence":
+            self._count += 1
+            return self.ratios[(self._count - 1) % len(self.ratios)]
+        if self._mix == "step-random":
+            return int(self._random.choice(self.ratios))
+        if self._lasting is None:
+            if self._mix == "instance-random":
+                self._lasting = int(self._random.choice(self.ratios))
+            else:
+                enough = [ratio for ratio in self.ratios if self._reach(ratio) >= tokens + self._ahead]
+                self._lasting = min(enough, key=self._reach) if enough else max(self.ratios)
+        return self._lasting

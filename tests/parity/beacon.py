@@ -1,0 +1,5 @@
+"""Cases of ``beacon``."""
+
+from .gist import run
+
+__all__ = ["run"]

@@ -1,0 +1,5 @@
+"""Cases of ``ultragist``."""
+
+from .gist import run
+
+__all__ = ["run"]
