@@ -32,11 +32,11 @@ T = TypeVar("T")
 # A window is what is compressed and committed together, in chunks. It grows while windows are quick (seconds) and
 # shrinks while they are slow, so that a large model on a slow machine still commits every half minute; and its
 # memories, which a key/value method makes large, are held in bounds (bytes).
-_FIRST_WINDOW, _LARGEST_WINDOW = 32, 2048
+_FIRST_WINDOW, _LARGEST_WINDOW = 32, 1024
 _QUICK, _SLOW = 5.0, 30.0
 _WINDOW_BYTES = 256 * 2**20
-_QUEUED_EVENTS = 2048
-_QUEUED_WRITES = 2
+_QUEUED_EVENTS = 1024
+_QUEUED_WRITES = 1
 
 
 @dataclass
