@@ -468,17 +468,6 @@ class GistSession(Session):
         self._last_logits = logits[-1]
         return logits
 
-    def generate_ids(self, max_new_tokens: int) -> list[int]:
-        """Continue greedily; every new token is fed, so the session holds it."""
-        if self._last_logits is None:
-            raise InputError("the session is empty", "feed it before generating")
-        new: list[int] = []
-        for _ in range(max_new_tokens):
-            new.append(int(self._last_logits.argmax()))
-            with torch.no_grad():
-                self.feed(new[-1:])
-        return new
-
     def memory(self) -> Memory:
         """Close the running window beside what was compressed; the session goes on unchanged."""
         nothing = torch.zeros(1, 0, dtype=torch.long, device=self.compressor.backbone.device)
