@@ -177,6 +177,7 @@ def test_other_weights_than_the_published_are_refused(tmp_path, monkeypatch, emp
     folder.mkdir(parents=True)
     (tmp_path / PACKAGE / "__init__.py").write_text("raise RuntimeError('must not be run')")
     (folder / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.delitem(sys.modules, PACKAGE, raising=False)  # another test may have imported the real one
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CtxdocsError, match="not the published weights") as caught:
         load_embedder()
