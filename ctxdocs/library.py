@@ -455,9 +455,14 @@ def _open_compressor(store: Store, given: Any, device: str) -> Compressor:
             raise LibraryError(
                 f"the library {store.path} does not say where its compressor is", "pass compressor=... to open it"
             )
-        compressor = load_compressor(
-            source, method=stored["method"], device=device, dtype=stored["dtype"], **stored["settings"]
-        )
+        load = functools.partial(load_compressor, source, method=stored["method"], device=device, dtype=stored["dtype"])
+        try:
+            compressor = load(**stored["settings"])
+        except InputError:
+            if given is None:
+                raise
+            # Another model may not even take the library's settings; its fingerprint says best what is wrong.
+            compressor = load()
     if compressor.fingerprint != stored["fingerprint"]:
         raise FingerprintMismatch(
             f"the library {store.path} was made by compressor {stored['fingerprint'][:12]} "

@@ -104,6 +104,15 @@ def test_the_fingerprint_tells_weights_settings_and_dtype_apart(compressor):
     assert tiny_autocompressor(segment_tokens=7).fingerprint == compressor.fingerprint
 
 
+def test_changed_weights_are_another_compressor_once_it_is_told():
+    changed = tiny_autocompressor()
+    before = changed.fingerprint
+    with torch.no_grad():
+        changed.embed_summary.weight.add_(1)
+    changed.forget_fingerprint()
+    assert changed.fingerprint != before
+
+
 @pytest.mark.parametrize(
     ("documents", "message"),
     [

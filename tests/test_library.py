@@ -170,6 +170,14 @@ def test_a_library_of_another_model_is_refused_naming_both(library, tokenizer, c
         opened.ask(QUESTION)
 
 
+def test_another_model_that_cannot_take_the_settings_is_refused_by_fingerprint(tmp_path, tiny_checkpoint, corpus):
+    library = Library.create(tmp_path / "named", tiny_checkpoint, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
+    library.add(corpus)
+    tiny_autocompressor(max_position_embeddings=64, seed=5).save(tmp_path / "short")
+    with pytest.raises(FingerprintMismatch, match="short"):
+        _ = Library.open(tmp_path / "named", tmp_path / "short", FakeEmbedder(), device="cpu").compressor
+
+
 def test_a_library_opens_again_with_the_model_it_names(tmp_path, tiny_checkpoint, corpus):
     library = Library.create(tmp_path / "named", tiny_checkpoint, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
     library.add(corpus)

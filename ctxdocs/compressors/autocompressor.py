@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.compressors.base import Compressor, Session
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import Memory, SoftPrompt
 from ctxdocs.prompts import PromptFormat, as_ids
@@ -317,10 +318,14 @@ class AutoCompressorSession(Session):
     def __init__(
         self, compressor: AutoCompressor, memories: Sequence[Memory], segment_tokens: int, *, published: bool = False
     ) -> None:
+        starting: list[SoftPrompt] = []
         for memory in memories:
             compressor.check_memory(memory)
+            if not isinstance(memory, SoftPrompt):
+                raise InputError(f"a session starts from soft prompts, not from a memory of kind {memory.kind}")
+            starting.append(memory)
         self.compressor = compressor
-        self.memories = tuple(memory for memory in memories if isinstance(memory, SoftPrompt))
+        self.memories = tuple(starting)
         self.segment_tokens = segment_tokens
         self.published = published
         self.reset()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ctxdocs.compressors.base import Session
+from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.kv import KeysValues

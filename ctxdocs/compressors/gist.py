@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.compressors.base import Compressor, Session
+from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist_ratios import RatioChoice
 from ctxdocs.compressors.gist_windows import Windows
+from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change

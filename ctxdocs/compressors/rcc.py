@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.compressors.base import Compressor, Session
+from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.reading import Layout
 from ctxdocs.compressors.saving import ENCODER_CONFIG
+from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import LayerStates, Memory
 from ctxdocs.modeling.backbone import Backbone
