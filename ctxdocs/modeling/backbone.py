@@ -6,8 +6,9 @@ public interface of a stock ``transformers`` model.
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        # transformers 5.24 renamed the argument, model by model.
+        parameters = inspect.signature(model.base_model.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -107,13 +111,14 @@ class Backbone:
         torch.Tensor
             ``[batch, tokens, width]``, after the final norm (and OPT's ``project_out``).
         """
+        cached: dict[str, Any] = {self._cache_argument: cache}
         with nullcontext() if added is None else added_to_layers(self.layers, added):
             output = self.model.base_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
                 attention_mask=mask,
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **cached,
             )
         return output.last_hidden_state
 
