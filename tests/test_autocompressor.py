@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctxdocs import InputError
-from ctxdocs.compressors.autocompressor import split_lengths
+from ctxdocs.compressors.segments import split_lengths
 
 from .conftest import tiny_autocompressor
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.segments import segments_of, slots_behind_text, split_lengths
 from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import Memory, SoftPrompt
@@ -212,22 +213,19 @@ class AutoCompressor(Compressor):
         summary_slots = self.embed_summary.weight[:slots].expand(batch, -1, -1)
         embeds = torch.cat([softprompt, self.backbone.embed(input_ids), summary_slots], dim=1)
         place = torch.arange(embeds.shape[1], device=embeds.device)
-        first_slot = place.new_full((batch, 1), before + tokens) if lengths is None else before + lengths[:, None]
+        first_slot = place.new_full((batch,), before + tokens) if lengths is None else before + lengths
         if lengths is not None:
-            # Pull each row's summary slots forward onto its padding.
-            ahead = place - first_slot
-            source = torch.where((ahead >= 0) & (ahead < slots), before + tokens + ahead, place)
-            embeds = embeds.gather(1, source[..., None].expand_as(embeds))
+            embeds, _ = slots_behind_text(embeds, first_slot, slots)
         if self.backbone.counts_slots:
             positions = place[None]
         else:
-            is_token = (place >= before) & (place < first_slot)
+            is_token = (place >= before) & (place < first_slot[:, None])
             positions = torch.where(is_token, place - before, -1)
         hidden = self.backbone.run(embeds, positions)
         states = hidden[:, before : before + tokens]
         if lengths is None:
             return states, hidden[:, before + tokens :]
-        at = first_slot + torch.arange(slots, device=embeds.device)
+        at = first_slot[:, None] + torch.arange(slots, device=embeds.device)
         return states, hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
 
     def next_softprompt(self, softprompt: Tensor, summary: Tensor) -> Tensor:
@@ -247,24 +245,17 @@ class AutoCompressor(Compressor):
 
         ``segment_lengths`` is one length or, for documents of equal length, all of them; default ``segment_tokens``.
         """
-        device = self.backbone.device
-        lengths = torch.tensor([len(document) for document in documents], device=device)
-        ids = nn.utils.rnn.pad_sequence(list(documents), batch_first=True).to(device)
-        pieces = split_lengths(ids.shape[1], self.segment_tokens if segment_lengths is None else segment_lengths)
-        rows, softprompt = torch.arange(len(documents), device=device), self.empty_softprompt(len(documents))
+        softprompt = self.empty_softprompt(len(documents))
         finished: dict[int, Tensor] = {}
-        start = 0
-        for piece in pieces:
-            here = (lengths[rows] - start).clamp(max=piece)
-            even = bool((here == piece).all())
-            _, summary = self.segment(ids[rows, start : start + piece], softprompt, lengths=None if even else here)
+        given = self.segment_tokens if segment_lengths is None else segment_lengths
+        for segment in segments_of(documents, given, self.backbone.device):
+            lengths = None if segment.is_full else segment.lengths
+            _, summary = self.segment(segment.ids, softprompt, lengths=lengths)
             softprompt = self.next_softprompt(softprompt, summary)
-            start += piece
-            goes_on = lengths[rows] > start
-            for row, vectors in zip(rows[~goes_on].tolist(), softprompt[~goes_on], strict=True):
-                finished[row] = vectors.clone()
-            rows, softprompt = rows[goes_on], softprompt[goes_on]
-        return [self.as_memory(finished[row], len(document)) for row, document in enumerate(documents)]
+            for document, vectors in zip(segment.documents, softprompt[segment.ends], strict=True):
+                finished[document] = vectors.clone()
+            softprompt = softprompt[~segment.ends]
+        return [self.as_memory(finished[index], len(document)) for index, document in enumerate(documents)]
 
     def as_memory(self, vectors: Tensor, source_tokens: int) -> SoftPrompt:
         """Stamp summary vectors ``[slots, width]`` as a memory of this compressor."""
@@ -402,24 +393,3 @@ class AutoCompressorSession(Session):
         if not counts:
             positions = torch.full_like(positions, -1)
         return backbone.run(embeds, positions[None], cache=self._cache)
-
-
-def split_lengths(tokens: int, segment_lengths: int | Sequence[int] | None) -> list[int]:
-    """Return the length of every segment of ``tokens`` tokens.
-
-    Raises
-    ------
-    InputError
-        If a length is below 1, or given lengths do not add up.
-    """
-    if segment_lengths is None:
-        return [tokens]
-    if isinstance(segment_lengths, int):
-        if segment_lengths < 1:
-            raise InputError(f"a segment holds at least one token, got segment_lengths={segment_lengths}")
-        full, rest = divmod(tokens, segment_lengths)
-        return [segment_lengths] * full + [rest] * bool(rest)
-    lengths = list(segment_lengths)
-    if sum(lengths) != tokens or any(length < 0 for length in lengths):
-        raise InputError(f"segment lengths {lengths} do not add up to {tokens} tokens")
-    return lengths

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.compressors.autocompressor import split_lengths
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Context, Window
+from ctxdocs.compressors.segments import segments_of, slots_behind_text
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
@@ -302,14 +302,10 @@ class CCM(Compressor):
         context : Context
             Of the segments before.
         """
-        (batch, tokens), n = ids.shape, self.num_comp_tokens
-        embeds = torch.cat([self.backbone.embed(ids), self.special_embeds(batch)], dim=1)
-        place = torch.arange(tokens + n, device=embeds.device)
-        ahead = place - lengths[:, None]
-        special = (ahead >= 0) & (ahead < n)
-        # Pull each row's special tokens forward onto its padding.
-        source = torch.where(special, tokens + ahead, place)
-        embeds = embeds.gather(1, source[..., None].expand_as(embeds))
+        n = self.num_comp_tokens
+        embeds = torch.cat([self.backbone.embed(ids), self.special_embeds(len(ids))], dim=1)
+        embeds, special = slots_behind_text(embeds, lengths, n)
+        place = torch.arange(embeds.shape[1], device=embeds.device)
         seen = context.slots() if self.is_recurrent else context.sink
         cache = seen.cache(self.model) if seen is not None else None
         _, written = self.run(embeds, start + place[None], cache=cache, special=special)
@@ -323,25 +319,17 @@ class CCM(Compressor):
 
         ``segment_lengths`` is one length or, for documents of equal length, all of them; default ``segment_tokens``.
         """
-        device = self.backbone.device
-        lengths = torch.tensor([len(document) for document in documents], device=device)
-        self.check_position(int(lengths.max()), "a document")
-        ids = nn.utils.rnn.pad_sequence(list(documents), batch_first=True).to(device)
-        pieces = split_lengths(ids.shape[1], self.segment_tokens if segment_lengths is None else segment_lengths)
-        if 0 in pieces:
-            raise InputError(f"a segment holds at least one token, got segment_lengths={pieces}")
-        rows, context = torch.arange(len(documents), device=device), Context()
+        self.check_position(max(map(len, documents)), "a document")
+        context = Context()
         finished: dict[int, Memory] = {}
-        start = 0
-        for piece in pieces:
-            here = (lengths[rows] - start).clamp(max=piece)
-            context = self.segment(ids[rows, start : start + piece], here, start, context)
-            start += piece
-            goes_on = lengths[rows] > start
-            for row, index in zip(rows[~goes_on].tolist(), (~goes_on).nonzero(), strict=True):
-                finished[row] = self.as_memory(context.rows(index).slots(), len(documents[row]), len(documents[row]))
-            rows, context = rows[goes_on], context.rows(goes_on)
-        return [finished[row] for row in range(len(documents))]
+        given = self.segment_tokens if segment_lengths is None else segment_lengths
+        for segment in segments_of(documents, given, self.backbone.device):
+            context = self.segment(segment.ids, segment.lengths, segment.start, context)
+            for document, row in zip(segment.documents, segment.ends.nonzero(), strict=True):
+                length = len(documents[document])
+                finished[document] = self.as_memory(context.rows(row).slots(), length, length)
+            context = context.rows(~segment.ends)
+        return [finished[index] for index in range(len(documents))]
 
     def as_memory(self, slots: KeysValues | None, span: int, source_tokens: int) -> KVMemory:
         """Stamp the slots of one row, placed from position 0 on, as a memory of this compressor."""
