@@ -212,7 +212,7 @@ def test_other_wrong_input_is_refused():
     with pytest.raises(InputError, match="a document of 40 tokens takes 8 positions more than the model's 32"):
         small.compress_ids([IDS])
     session = small.session()
-    with pytest.raises(InputError, match="a session of 40 tokens takes 8 positions more"):
+    with pytest.raises(InputError, match="with 40 more tokens the session takes 42 positions, 10 more"):
         session.feed(IDS)
     with pytest.raises(InputError, match="what is fed holds token id 400"):
         session.feed([400])

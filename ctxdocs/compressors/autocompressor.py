@@ -19,7 +19,7 @@ from ctxdocs.compressors.segments import segments_of, slots_behind_text, split_l
 from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import Memory, SoftPrompt
-from ctxdocs.prompts import PromptFormat, as_ids
+from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -277,6 +277,8 @@ class AutoCompressor(Compressor):
             Keep a quirk of the authors' code: a first feed that ends exactly at a segment border leaves that segment
             open for good, and it is never summarised.
         """
+        if segment_tokens is not None and segment_tokens < 1:
+            raise InputError(f"a segment holds at least one token, got segment_tokens={segment_tokens}")
         return AutoCompressorSession(self, memories, segment_tokens or self.segment_tokens, published=published)
 
     def _padded_segment(
@@ -309,47 +311,71 @@ class AutoCompressorSession(Session):
     def __init__(
         self, compressor: AutoCompressor, memories: Sequence[Memory], segment_tokens: int, *, published: bool = False
     ) -> None:
-        starting: list[SoftPrompt] = []
-        for memory in memories:
-            compressor.check_memory(memory)
-            if not isinstance(memory, SoftPrompt):
-                raise InputError(f"a session starts from soft prompts, not from a memory of kind {memory.kind}")
-            starting.append(memory)
-        self.compressor = compressor
-        self.memories = tuple(starting)
         self.segment_tokens = segment_tokens
         self.published = published
-        self.reset()
+        super().__init__(compressor, memories)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``segment_tokens`` and ``published``."""
+        return {"segment_tokens": self.segment_tokens, "published": self.published}
 
     def reset(self) -> None:
         """Go back to the memories the session started from."""
         empty = self.compressor.empty_softprompt(1)
-        start = [memory.vectors[None].to(empty) for memory in self.memories]
+        start = [memory.vectors[None].to(empty) for memory in self.memories if isinstance(memory, SoftPrompt)]
         self.softprompt = torch.cat([empty, *start], dim=1)
         self.tokens_seen = 0
         self._last_logits = None
         self._open_segment()
 
-    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Read token ids; return their logits ``[len(ids), vocabulary]``.
-
-        A token's logits are computed before the segment it completes is summarised.
-        """
-        checked = as_ids(ids)
-        if not len(checked):
-            raise InputError("there is nothing to feed", "give at least one token")
+    def _read(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # no options
+        # A token's logits are computed before the segment it completes is summarised.
         logits = []
         is_first = self.tokens_seen == 0
-        rest = checked
-        while len(rest):
+        while len(ids):
             room = self.segment_tokens - self.running
-            piece, rest = (rest[:room], rest[room:]) if room > 0 else (rest, rest[:0])
+            piece, ids = (ids[:room], ids[room:]) if room > 0 else (ids, ids[:0])
             logits.append(self._extend(piece))
-            left_open = self.published and is_first and not len(rest)
+            left_open = self.published and is_first and not len(ids)
             if self.running == self.segment_tokens and not left_open:
                 self._summarise()
         self._last_logits = logits[-1][-1]
         return torch.cat(logits)
+
+    def _positions_for(self, tokens: int) -> int:
+        slots = self.compressor.summary_length if self.compressor.backbone.counts_slots else 0
+        vectors = self.softprompt.shape[1] if slots else 0
+        running = self.running + tokens
+        if self.running >= self.segment_tokens:  # left open for good
+            return vectors + running + slots
+        full, rest = divmod(running, self.segment_tokens)
+
+        def before(segment: int) -> int:
+            if self.compressor.accumulate_summary or not segment:
+                return vectors + segment * slots
+            return slots
+
+        # Every segment has room for its slots: the session can be closed at any time.
+        last_full = before(full - 1) + self.segment_tokens if full else 0
+        return max(last_full, before(full) + rest) + slots
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the soft prompt and the running segment's text."""
+        empty = torch.empty(0, dtype=torch.long)
+        tensors = {"softprompt": self.softprompt, "running": torch.cat([empty, *self._running_ids])}
+        if self._last_logits is not None:
+            tensors["last_logits"] = self._last_logits
+        return tensors, {"tokens_seen": self.tokens_seen}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Read the running segment again behind the soft prompt."""
+        self.softprompt = tensors["softprompt"].to(self.softprompt)
+        self._open_segment()
+        if len(tensors["running"]):
+            self._extend(tensors["running"].cpu())
+        self.tokens_seen = values["tokens_seen"]
+        self._last_logits = tensors.get("last_logits")
 
     def memory(self) -> Memory:
         """Summarise the running segment beside the soft prompt; the session goes on unchanged."""
@@ -373,7 +399,7 @@ class AutoCompressorSession(Session):
     def _extend(self, ids: Tensor) -> Tensor:
         backbone = self.compressor.backbone
         hidden = self._run(backbone.embed(ids)[None], counts=True)
-        self._running_ids.append(ids)
+        self._running_ids.append(ids.cpu())
         self.running += len(ids)
         self.tokens_seen += len(ids)
         return backbone.head(hidden[0])

@@ -173,7 +173,7 @@ class Compressor(nn.Module, abc.ABC):
         InputError
             If there are no documents, one is empty, or ids lie outside the vocabulary.
         """
-        ids = [self._checked_ids(document, f"document {index}") for index, document in enumerate(documents)]
+        ids = [self.checked_ids(document, f"document {index}") for index, document in enumerate(documents)]
         if not ids:
             raise InputError("there is nothing to compress: the batch holds no documents")
         if batch_tokens is None:
@@ -273,7 +273,7 @@ class Compressor(nn.Module, abc.ABC):
                 self.check_memory(part)
                 self.add_memory(layout, part)
             else:
-                layout.add_text(self._checked_ids(part, "the prompt", may_be_empty=True))
+                layout.add_text(self.checked_ids(part, "the prompt", may_be_empty=True))
         return layout.finish()
 
     def add_memory(self, layout: Layout, memory: Memory) -> None:
@@ -320,6 +320,28 @@ class Compressor(nn.Module, abc.ABC):
                 "load the compressor that made it, or compress the document again with this one",
             )
 
+    def checked_ids(self, ids: Sequence[int] | Tensor, what: str, *, may_be_empty: bool = False) -> Tensor:
+        """Return ids as a 1-D int64 tensor; ``what`` names them in errors.
+
+        Raises
+        ------
+        InputError
+            If there are none, they are no integers, or one lies outside the vocabulary.
+        """
+        checked = as_ids(ids)
+        if not len(checked):
+            if may_be_empty:
+                return checked
+            raise InputError(f"{what} is empty", "give at least one token")
+        low, high = checked.min().item(), checked.max().item()
+        if low < 0 or high >= self.backbone.vocabulary:
+            raise InputError(
+                f"{what} holds token id {low if low < 0 else high}, outside the vocabulary of "
+                f"{self.backbone.vocabulary} tokens",
+                "was it tokenised for another model?",
+            )
+        return checked
+
     # Identity and saving.
 
     @property
@@ -338,6 +360,20 @@ class Compressor(nn.Module, abc.ABC):
         """Write a folder that ``load_compressor`` loads bit for bit: weights, tokenizer, settings."""
         saving.save(self, Path(path))
 
+    def load_session(self, path: str | Path) -> Session:
+        """Return a session that :meth:`Session.save` wrote; it goes on where it was.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no session in the file.
+        FingerprintMismatch
+            If another compressor held it.
+        """
+        from ctxdocs.compressors import session_files
+
+        return session_files.load(self, Path(path))
+
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             raise InputError("this compressor has no tokenizer", "give token ids instead of text")
@@ -347,21 +383,6 @@ class Compressor(nn.Module, abc.ABC):
         self._tokenizer()
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
         return encode_parts([*memories, *parts], self.tokenizer)
-
-    def _checked_ids(self, ids: Sequence[int] | Tensor, what: str, *, may_be_empty: bool = False) -> Tensor:
-        checked = as_ids(ids)
-        if not len(checked):
-            if may_be_empty:
-                return checked
-            raise InputError(f"{what} is empty", "give at least one token")
-        low, high = checked.min().item(), checked.max().item()
-        if low < 0 or high >= self.backbone.vocabulary:
-            raise InputError(
-                f"{what} holds token id {low if low < 0 else high}, outside the vocabulary of "
-                f"{self.backbone.vocabulary} tokens",
-                "was it tokenised for another model?",
-            )
-        return checked
 
 
 def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -319,7 +319,12 @@ class CCM(Compressor):
 
         ``segment_lengths`` is one length or, for documents of equal length, all of them; default ``segment_tokens``.
         """
-        self.check_position(max(map(len, documents)), "a document")
+        longest, limit = max(map(len, documents)), self.backbone.max_positions
+        if longest > limit:
+            raise InputError(
+                f"a document of {longest} tokens takes {longest - limit} positions more than the model's {limit}",
+                "CCM keeps the positions of its text: compress in parts, or stream it through session(window=Window())",
+            )
         context = Context()
         finished: dict[int, Memory] = {}
         given = self.segment_tokens if segment_lengths is None else segment_lengths
@@ -344,20 +349,12 @@ class CCM(Compressor):
             fingerprint=self.fingerprint,
         )
 
-    def check_fed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Return ids that a session is fed, 1-D int64; raise ``InputError`` for none, or for ids out of vocabulary."""
-        return self._checked_ids(ids, "what is fed")
-
-    def check_position(self, tokens: int, what: str) -> None:
-        """Raise ``InputError`` if ``tokens`` tokens are more than the model has positions."""
-        if tokens > (limit := self.backbone.max_positions):
-            raise InputError(
-                f"{what} of {tokens} tokens takes {tokens - limit} positions more than the model's {limit}",
-                "CCM keeps the positions of its text: compress in parts, or stream it through session(window=Window())",
-            )
-
     def session(  # type: ignore[override]
-        self, memories: Sequence[Memory] = (), *, segment_tokens: int | None = None, window: Window | None = None
+        self,
+        memories: Sequence[Memory] = (),
+        *,
+        segment_tokens: int | None = None,
+        window: Window | Mapping[str, Any] | None = None,
     ) -> CCMSession | CCMStream:
         """Start a context that is compressed turn by turn, or through a sliding window.
 
@@ -367,14 +364,14 @@ class CCM(Compressor):
             What the context starts from, in this order; a sliding window starts empty.
         segment_tokens : int, optional
             A longer turn is compressed in several steps; default the compressor's.
-        window : Window, optional
+        window : Window or mapping, optional
             Compress what leaves a sliding window, and keep a bounded memory of an endless stream.
         """
         if window is None:
             return CCMSession(self, memories, self.segment_tokens if segment_tokens is None else segment_tokens)
         if memories:
             raise InputError("a sliding window starts empty", "start a session without a window from the memories")
-        return CCMStream(self, window)
+        return CCMStream(self, window if isinstance(window, Window) else Window(**window))
 
     def _projections(self) -> list[dict[str, nn.Linear]]:
         """Return the linear layers that the LoRA acts on, by name, for every decoder layer."""

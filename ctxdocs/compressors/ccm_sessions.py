@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -76,36 +75,7 @@ class Window:
     keeps: str = "memory"
 
 
-class _GreedySession(Session):
-    """A session that continues greedily from the logits of what it has read last."""
-
-    _last_logits: Tensor | None = None
-
-    def generate_ids(self, max_new_tokens: int, *, eos_token_ids: Collection[int] = ()) -> list[int]:
-        """Continue greedily; every new token is read, so the session holds it.
-
-        Parameters
-        ----------
-        max_new_tokens : int
-            Upper bound of new tokens.
-        eos_token_ids : collection of int
-            Tokens that end the answer; they are neither returned nor read.
-        """
-        if self._last_logits is None:
-            raise InputError("the session is empty", "feed it before generating")
-        new: list[int] = []
-        while len(new) < max_new_tokens and (token := int(self._last_logits.argmax())) not in eos_token_ids:
-            new.append(token)
-            with torch.no_grad():
-                self._read(torch.tensor([token]))
-        return new
-
-    @abc.abstractmethod
-    def _read(self, ids: Tensor) -> Tensor:
-        """Read ids; return their logits and remember the last."""
-
-
-class CCMSession(_GreedySession):
+class CCMSession(Session):
     """A conversation: a turn stays as it is while it runs, and is compressed when the next one begins.
 
     A turn is what is fed and the answer generated behind it. :meth:`feed` after :meth:`generate_ids` begins the next
@@ -125,51 +95,76 @@ class CCMSession(_GreedySession):
     def __init__(self, compressor: CCM, memories: Sequence[Memory], segment_tokens: int) -> None:
         if segment_tokens < 1:
             raise InputError(f"a segment holds at least one token, got segment_tokens={segment_tokens}")
-        self.compressor = compressor
         self.segment_tokens = segment_tokens
-        self._start = 0
-        self._given_tokens = sum(memory.source_tokens for memory in memories)
-        given: list[KeysValues] = []
-        for memory in memories:
-            compressor.check_memory(memory)
-            if isinstance(memory, KVMemory):
-                here = memory.to(compressor.backbone.device, compressor.backbone.dtype)
-                given.append(KeysValues(here.keys[:, None], here.values[:, None], (self._start + here.positions)[None]))
-            self._start += memory.span
-        self._given = KeysValues.join(*given) if given else None
-        self.reset()
+        super().__init__(compressor, memories)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``segment_tokens``."""
+        return {"segment_tokens": self.segment_tokens}
 
     def reset(self) -> None:
         """Go back to the memories the session started from."""
+        backbone, given = self.compressor.backbone, []
+        self._start = 0
+        for memory in self.memories:
+            if isinstance(memory, KVMemory):
+                here = memory.to(backbone.device, backbone.dtype)
+                given.append(KeysValues(here.keys[:, None], here.values[:, None], (self._start + here.positions)[None]))
+            self._start += memory.span
+        self._given = KeysValues.join(*given) if given else None
         self.tokens_seen = 0
         self._context = Context()
         self._first: KeysValues | None = None
         self._last_logits = None
-        self._answered = False
+        self._turn_is_over = False
         self._open()
 
-    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
+    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:  # type: ignore[override]  # no options
         """Read token ids; return their logits ``[len(ids), vocabulary]``. Ends a turn that has been answered."""
-        checked = self.compressor.check_fed(ids)
-        if self._answered:
+        checked = self.compressor.checked_ids(ids, "what is fed")
+        self._check_room(len(checked))
+        if self._turn_is_over:
             self.end_turn()
         return self._read(checked)
 
-    def generate_ids(self, max_new_tokens: int, *, eos_token_ids: Collection[int] = ()) -> list[int]:
-        """Answer greedily; the answer is compressed together with the turn. See also the base class."""
-        new = super().generate_ids(max_new_tokens, eos_token_ids=eos_token_ids)
-        self._answered = True
-        return new
+    def _answered(self) -> None:
+        self._turn_is_over = True
 
     def end_turn(self) -> None:
         """Compress the running turn, if there is one."""
         self._compress()
-        self._answered = False
+        self._turn_is_over = False
 
     def memory(self) -> Memory:
         """Return everything as one memory, the running turn compressed; the session goes on unchanged."""
         span = self._start + self.tokens_seen
-        return self.compressor.as_memory(self._slots(self._closed()), span, self._given_tokens + self.tokens_seen)
+        source_tokens = self.tokens_seen + sum(memory.source_tokens for memory in self.memories)
+        return self.compressor.as_memory(self._slots(self._closed()), span, source_tokens)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the memory of past turns, and the running turn's text."""
+        empty = torch.empty(0, dtype=torch.long)
+        tensors = {"running": torch.cat([empty, *self._running])}
+        parts = {"sink": self._context.sink, "memory": self._context.memory, "first": self._first}
+        for name, part in parts.items():
+            tensors |= _tensors(name, part)
+        if self._last_logits is not None:
+            tensors["last_logits"] = self._last_logits
+        values = {"tokens_seen": self.tokens_seen, "steps": self._context.steps, "turn_is_over": self._turn_is_over}
+        return tensors, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Read the running turn again behind the memory of past turns."""
+        sink, memory, self._first = (_of(tensors, name) for name in ("sink", "memory", "first"))
+        self._context = Context(sink, memory, values["steps"])
+        self._open()
+        running = tensors["running"].cpu()
+        if len(running):
+            self._extend(running, self._cache, values["tokens_seen"] - len(running))
+            self._running = [running]
+        self.tokens_seen, self._turn_is_over = values["tokens_seen"], values["turn_is_over"]
+        self._last_logits = tensors.get("last_logits")
 
     def _slots(self, context: Context) -> KeysValues | None:
         parts = [part for part in (self._given, context.slots()) if part is not None]
@@ -183,7 +178,7 @@ class CCMSession(_GreedySession):
         self._running: list[Tensor] = []
         self._cache = _cache(self.compressor, self._slots(self._context))
 
-    def _read(self, ids: Tensor) -> Tensor:
+    def _read(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # no options
         logits = []
         while len(ids):
             running = sum(map(len, self._running))
@@ -193,7 +188,7 @@ class CCMSession(_GreedySession):
             room = self.segment_tokens - running
             piece, ids = ids[:room], ids[room:]
             logits.append(self.compressor.backbone.head(self._extend(piece, self._cache, self.tokens_seen)[0]))
-            self._running.append(piece)
+            self._running.append(piece.cpu())
             self.tokens_seen += len(piece)
         self._last_logits = logits[-1][-1]
         return torch.cat(logits)
@@ -201,13 +196,15 @@ class CCMSession(_GreedySession):
     def _extend(self, ids: Tensor, cache: Cache, seen: int) -> Tensor:
         """Run ids behind a cache, at the places behind ``seen`` tokens of the session."""
         first = self._start + seen
-        self.compressor.check_position(first + len(ids), "a session")
         positions = torch.arange(first, first + len(ids), device=self.compressor.backbone.device)[None]
         states, written = self.compressor.run(self.compressor.backbone.embed(ids)[None], positions, cache=cache)
         # Memories that a session starts from bring a sink of their own.
         if not seen and self._given is None:
             self._first = written.part(0, 1)
         return states
+
+    def _positions_for(self, tokens: int) -> int:
+        return self._start + self.tokens_seen + tokens + self.compressor.num_comp_tokens
 
     def _closed(self) -> Context:
         """Return the context with the running turn compressed."""
@@ -223,7 +220,7 @@ class CCMSession(_GreedySession):
         return self.compressor.next_context(self._context, new, self._first)
 
 
-class CCMStream(_GreedySession):
+class CCMStream(Session):
     """An endless stream behind a sliding window: ``[sink, memory, latest text]`` never outgrows the window.
 
     Keys are kept before the rotary embedding and placed anew after every compression: slot i of the cache stands at
@@ -255,9 +252,13 @@ class CCMStream(_GreedySession):
             )
         if (needed := window.window_size + 1 + compressor.num_comp_tokens) > compressor.backbone.max_positions:
             raise InputError(f"the window needs {needed} positions, the model has {compressor.backbone.max_positions}")
-        self.compressor = compressor
         self.window = window
-        self.reset()
+        super().__init__(compressor)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``window``."""
+        return {"window": asdict(self.window)}
 
     def reset(self) -> None:
         """Forget everything."""
@@ -273,13 +274,6 @@ class CCMStream(_GreedySession):
         """Slots in the cache; the next token's position."""
         return 0 if self.held is None else self.held.slots
 
-    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Read token ids; return their logits ``[len(ids), vocabulary]``.
-
-        Tokens are read up to the next compression in one pass, which gives what one by one would.
-        """
-        return self._read(self.compressor.check_fed(ids))
-
     def memory(self) -> Memory:
         """Return everything as one memory of bounded size; unless the window keeps text, its text is compressed too.
 
@@ -290,7 +284,25 @@ class CCMStream(_GreedySession):
             closed = self._compressed(closed, text, "memory")
         return self.compressor.as_memory(closed, 0 if closed is None else closed.slots, self.tokens_seen)
 
-    def _read(self, ids: Tensor) -> Tensor:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what is held."""
+        tensors = _tensors("held", self.held)
+        if self._last_logits is not None:
+            tensors["last_logits"] = self._last_logits
+        return tensors, {"tokens_seen": self.tokens_seen, "compressions": self.compressions}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put what is held back into the cache."""
+        self.held = _of(tensors, "held")
+        self._cache = _cache(self.compressor, self.held)
+        self.tokens_seen, self.compressions = values["tokens_seen"], values["compressions"]
+        self._last_logits = tensors.get("last_logits")
+
+    def _positions_for(self, tokens: int) -> int:
+        return 0  # bounded, and checked when the stream began
+
+    def _read(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # no options
+        # Tokens are read up to the next compression in one pass, which gives what one by one would.
         backbone, logits = self.compressor.backbone, []
         while len(ids):
             room = min(max(self.window.window_size + 1 - self.cached, 1), len(ids))
@@ -335,3 +347,16 @@ def _cache(compressor: CCM, slots: KeysValues | None) -> Cache:
     from transformers import DynamicCache
 
     return DynamicCache() if slots is None else slots.cache(compressor.model)
+
+
+def _tensors(name: str, slots: KeysValues | None) -> dict[str, Tensor]:
+    """Return the tensors of slots by name, none where there are none; :func:`_of` puts them together again."""
+    if slots is None:
+        return {}
+    return {f"{name}.keys": slots.keys, f"{name}.values": slots.values, f"{name}.positions": slots.positions}
+
+
+def _of(tensors: Mapping[str, Tensor], name: str) -> KeysValues | None:
+    if f"{name}.keys" not in tensors:
+        return None
+    return KeysValues(tensors[f"{name}.keys"], tensors[f"{name}.values"], tensors[f"{name}.positions"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ctxdocs.errors import InputError
 
@@ -63,3 +65,18 @@ class RatioChoice:
                 enough = [ratio for ratio in self.ratios if self._reach(ratio) >= tokens + self._ahead]
                 self._lasting = min(enough, key=self._reach) if enough else max(self.ratios)
         return self._lasting
+
+    def possible(self, tokens: int) -> list[int]:
+        """Return what :meth:`draw` may return for a text of so many tokens."""
+        if self._mix in ("step-random", "sequence") or (self._mix == "instance-random" and self._lasting is None):
+            return self.ratios
+        return [copy.deepcopy(self).draw(tokens)]
+
+    def state(self) -> dict[str, Any]:
+        """Return how far the choice has come, as JSON-able values."""
+        return {"count": self._count, "lasting": self._lasting, "random": self._random.bit_generator.state}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self._count, self._lasting = values["count"], values["lasting"]
+        self._random.bit_generator.state = values["random"]

@@ -8,7 +8,8 @@ position is its place among the slots in front of the text.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from ctxdocs.compressors.gist import GistCompressor
+
+#: What of :class:`Windows` is no tensor.
+_COUNTERS = ("tokens_read", "_tokens_known", "_running", "_remainder", "_at_border", "_before_first_border", "_ratio")
 
 
 class Windows:
@@ -186,6 +190,43 @@ class Windows:
             return is_gist | (is_gist.cumsum(1) == is_gist.sum(1, keepdim=True))
         place = torch.arange(is_gist.shape[1], device=is_gist.device)
         return is_gist | (place < self._raw_slots - self._running)
+
+    def positions_for(self, tokens: int) -> int:
+        """Return the most positions taken at once while so many more tokens are read, whatever the ratios.
+
+        Counted as the authors count where they choose an ``adapt`` ratio: without the sink, and without the running
+        window's own gist tokens.
+        """
+        settings = self.compressor
+        ratios = self._choice.possible(max(self._tokens_known, self.tokens_read + tokens))
+        kept = settings.stride if 0 in ratios else -(-settings.window // min(ratios))
+        done, running = self.front.shape[-2] + self.gist.shape[-2], self._running
+        text = self._raw_slots - int(self._raw_is_gist.sum())
+        full, rest = divmod(running + tokens - settings.window, settings.stride)
+        if full < 0:
+            return done + text + tokens
+        # Every further window moves on by the stride; the last one that fills stands behind all the others.
+        return max(
+            done + text + settings.window - running,
+            done + full * kept + settings.window,
+            done + (full + 1) * kept + settings.window - settings.stride + rest,
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that reading on depends on, as tensors and as JSON-able values."""
+        tensors = {"sink": self.sink, "gist": self.gist, "raw": self.raw, "raw_is_gist": self._raw_is_gist}
+        values = {name.lstrip("_"): getattr(self, name) for name in _COUNTERS}
+        return tensors, {**values, "choice": self._choice.state()}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.sink, self.gist = (tensors[name].to(self.front) for name in ("sink", "gist"))
+        self._raw = [tensors["raw"].to(self.front)]
+        self._raw_is_gist = tensors["raw_is_gist"].to(self._raw_is_gist)
+        for name in _COUNTERS:
+            setattr(self, name, values[name.lstrip("_")])
+        self._choice.restore(values["choice"])
+        self._cache = None
 
     def take(self, rows: Tensor) -> Windows:
         """Return some of the rows, marked in ``[batch]`` (bool), to be read on their own."""

@@ -346,16 +346,17 @@ class RCCSession(Session):
 
     def __init__(self, compressor: RCC, memories: Sequence[Memory], segment_tokens: int | None) -> None:
         limit = compressor.backbone.max_positions
-        self.compressor = compressor
-        self.memories = tuple(memories)
         self.segment_tokens = min(compressor.window, limit // 2) if segment_tokens is None else segment_tokens
         if not 1 <= self.segment_tokens <= compressor.window:
             raise InputError(
                 f"a segment holds between 1 and {compressor.window} tokens (a window), not {self.segment_tokens}"
             )
-        for memory in self.memories:
-            compressor.check_memory(memory)
-        self.reset()
+        super().__init__(compressor, memories)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``segment_tokens``."""
+        return {"segment_tokens": self.segment_tokens}
 
     def reset(self) -> None:
         """Go back to the memories the session started from."""
@@ -367,31 +368,42 @@ class RCCSession(Session):
         self._open_ids = torch.empty(0, dtype=torch.long)
         self._start_segment(self._closed)
 
-    def feed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Read token ids; return their logits ``[len(ids), vocabulary]``.
-
-        Raises
-        ------
-        InputError
-            If the slots and a segment need more positions than the decoder has; then nothing is read.
-        """
-        rest = self.compressor._checked_ids(ids, "what is fed").cpu()
-        self._check_room(len(rest))
-        logits = []
-        while len(rest):
-            if self.running == self.segment_tokens:
-                self._closed, open_states, self._open_ids = self._compressed()
-                self._start_segment(torch.cat([self._closed, open_states]))
-            piece, rest = rest.tensor_split([self.segment_tokens - self.running])
-            logits.append(self._extend(piece))
-        self._last_logits = logits[-1][-1]
-        return torch.cat(logits)
-
     def memory(self) -> Memory:
         """Compress the running segment beside what is compressed already; the session goes on unchanged."""
         closed, open_states, _ = self._compressed()
         source_tokens = self.tokens_seen + sum(memory.source_tokens for memory in self.memories)
         return self.compressor.as_memory(torch.cat([closed, open_states]), source_tokens)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the states of full windows, and the text of the open one and of the running segment."""
+        tensors = {"closed": self._closed, "open": self._open_ids, "running": self._running_ids}
+        if self._last_logits is not None:
+            tensors["last_logits"] = self._last_logits
+        return tensors, {"tokens_seen": self.tokens_seen}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Encode the open window again, and read the running segment behind it."""
+        self._closed = tensors["closed"].to(self._closed)
+        self._open_ids, running = tensors["open"].cpu(), tensors["running"].cpu()
+        states = [self._closed]
+        if len(self._open_ids):
+            states.append(self.compressor.encode(self.compressor.fill_windows(self._open_ids)[None])[0])
+        self._start_segment(torch.cat(states))
+        if len(running):
+            self._extend(running)
+        self.tokens_seen = values["tokens_seen"]
+        self._last_logits = tensors.get("last_logits")
+
+    def _read(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # no options
+        logits, ids = [], ids.cpu()
+        while len(ids):
+            if self.running == self.segment_tokens:
+                self._closed, open_states, self._open_ids = self._compressed()
+                self._start_segment(torch.cat([self._closed, open_states]))
+            piece, ids = ids.tensor_split([self.segment_tokens - self.running])
+            logits.append(self._extend(piece))
+        self._last_logits = logits[-1][-1]
+        return torch.cat(logits)
 
     @property
     def running(self) -> int:
@@ -427,18 +439,12 @@ class RCCSession(Session):
         self.tokens_seen += len(ids)
         return backbone.head(hidden[0])
 
-    def _check_room(self, tokens: int) -> None:
+    def _positions_for(self, tokens: int) -> int:
         compressor, seen = self.compressor, self.tokens_seen + tokens
         compressed = (seen - 1) // self.segment_tokens * self.segment_tokens
         slots = sum(memory.slots for memory in self.memories)
         slots += -(-compressed // compressor.window) * (compressor.window // compressor.ratio)
-        needed, limit = slots + min(seen, self.segment_tokens), compressor.backbone.max_positions
-        if needed > limit:
-            raise InputError(
-                f"after {seen} tokens the session's {slots} slots and its segment take {needed} positions, "
-                f"{needed - limit} more than the decoder's {limit}",
-                "reset the session, or give it shorter segments",
-            )
+        return slots + min(seen, self.segment_tokens)
 
 
 def with_instruction(text: str, instruction: str) -> str:
