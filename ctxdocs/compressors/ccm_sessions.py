@@ -92,6 +92,9 @@ class CCMSession(Session):
         A longer turn is compressed in several steps.
     """
 
+    _running: list[Tensor]
+    _cache: Cache
+
     def __init__(self, compressor: CCM, memories: Sequence[Memory], segment_tokens: int) -> None:
         if segment_tokens < 1:
             raise InputError(f"a segment holds at least one token, got segment_tokens={segment_tokens}")
@@ -175,7 +178,7 @@ class CCMSession(Session):
         self._open()
 
     def _open(self) -> None:
-        self._running: list[Tensor] = []
+        self._running = []
         self._cache = _cache(self.compressor, self._slots(self._context))
 
     def _read(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # no options
