@@ -6,7 +6,7 @@ stopped, and :func:`split_of` says which titles are held out.
 
 from ctxdocs.datasets.reading import Skipped, read_records, write_records
 from ctxdocs.datasets.records import Document, Question, Record, record_id
-from ctxdocs.datasets.splits import SPLITS, split_of, split_title
+from ctxdocs.datasets.splits import SPLITS, Split, split_of, split_title
 from ctxdocs.datasets.streaming import stream_records
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Question",
     "Record",
     "Skipped",
+    "Split",
     "read_records",
     "record_id",
     "split_of",
