@@ -6,17 +6,16 @@ writes finished windows to disk. Queues between them are bounded, so the slowest
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ctxdocs.corpus import Chunk, Chunker, Document, SourceFile, file_digest, load_document
 from ctxdocs.errors import DocumentError
+from ctxdocs.prefetching import Prefetch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.embedding import Embedder
     from ctxdocs.memory import Memory
-
-T = TypeVar("T")
 
 # A window is what is compressed and committed together, in chunks. It grows while windows are quick (seconds) and
 # shrinks while they are slow, so that a large model on a slow machine still commits every half minute; and its
@@ -164,7 +161,7 @@ class Ingestion:
         pending: deque[Future[int]] = deque()
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="ctxdocs-write") as pool,
-            _Prefetch(self._read(sources), _QUEUED_EVENTS) as events,
+            Prefetch(self._read(sources), _QUEUED_EVENTS) as events,
         ):
             for window in self._windows(events):
                 start = time.perf_counter()
@@ -270,48 +267,3 @@ def _digest(source: SourceFile | Document) -> str | None:
         return file_digest(source.path)
     except DocumentError:  # loading it will say what is wrong
         return None
-
-
-class _Prefetch(Iterable[T]):
-    """Run an iterator in a thread, at most ``size`` items ahead; leaving the block stops the thread."""
-
-    _END = object()
-
-    def __init__(self, items: Iterator[T], size: int) -> None:
-        self._items = items
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=size)
-        self._stopped = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._fill, name="ctxdocs-read", daemon=True)
-
-    def __enter__(self) -> _Prefetch[T]:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def __iter__(self) -> Iterator[T]:
-        while (item := self._queue.get()) is not self._END:
-            yield item
-        if self._error is not None:
-            raise self._error
-
-    def _fill(self) -> None:
-        try:
-            for item in self._items:
-                if not self._put(item):
-                    return
-        except BaseException as error:  # raised again where the items are used
-            self._error = error
-        self._put(self._END)
-
-    def _put(self, item: Any) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False

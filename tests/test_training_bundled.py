@@ -8,15 +8,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ctxdocs.checkpoints import load_compressor
 from ctxdocs.errors import InputError
 from ctxdocs.training.bundled import sources
 from ctxdocs.training.bundled.__main__ import main
 from ctxdocs.training.bundled.batches import PADDING_ID, Batches, question_document
-from ctxdocs.training.bundled.data import Packed, load_split, prepare, split_of
+from ctxdocs.training.bundled.data import load_split, prepare, split_of
 from ctxdocs.training.bundled.evaluate import bootstrap, word_f1
 from ctxdocs.training.bundled.losses import losses, total, weighted_cross_entropy
 from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
@@ -105,13 +103,6 @@ def test_preparing_again_changes_nothing(data, cache):
 def test_a_missing_data_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="openstax"):
         prepare(tmp_path, tmp_path / "cache", RECIPE.vocabulary)
-
-
-@given(st.lists(st.lists(st.integers(0, 65_535), max_size=9), max_size=9))
-@settings(deadline=None)
-def test_packed_sequences_come_back(sequences):
-    packed = Packed.pack(sequences)
-    assert [packed[index].tolist() for index in range(len(packed))] == sequences
 
 
 def test_a_step_always_draws_the_same_batch(cache):

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from ctxdocs import generation
 from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.datasets.tokens import TokenSequences
 from ctxdocs.memory import Memory
 from ctxdocs.training.bundled.batches import ANSWER_ID, END_ID, QUESTION_ID
-from ctxdocs.training.bundled.data import Packed, Questions, Split
+from ctxdocs.training.bundled.data import Questions, Split
 
 #: What stands in front of a continuation. ``other memory`` is that of another document: the control.
 CONTEXTS = ("nothing", "memory", "other memory", "text")
@@ -80,7 +81,7 @@ def evaluate(compressor: AutoCompressor, split: Split) -> dict[str, Any]:
     }
 
 
-def _windows(packed: Packed) -> tuple[Tensor, NDArray[np.int64]]:
+def _windows(packed: TokenSequences) -> tuple[Tensor, NDArray[np.int64]]:
     size = DOCUMENT_TOKENS + CONTINUATION_TOKENS
     windows: list[Tensor] = []
     owner: list[int] = []

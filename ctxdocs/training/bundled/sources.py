@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxdocs.errors import InputError, MissingDependency
+from ctxdocs.datasets.files import parse_line, read_lines
+from ctxdocs.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -111,15 +110,7 @@ def read_questions(data: Path, source: QuestionSource) -> Iterator[dict[str, Any
 
 def _records(data: Path, file: str) -> Iterator[dict[str, Any]]:
     plain, packed = data / f"{file}.jsonl", data / f"{file}.jsonl.zst"
-    if plain.is_file():
-        with plain.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-        return
-    if not packed.is_file():
+    found = next((path for path in (plain, packed) if path.is_file()), None)
+    if found is None:
         raise InputError(f"there is neither {plain} nor {packed}", "--data names the folder with lm/ and qa/")
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingDependency("reading .zst files needs zstandard", "pip install ctxdocs[train]") from error
-    with packed.open("rb") as raw, zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(raw) as stream:
-        yield from map(json.loads, io.TextIOWrapper(stream, encoding="utf-8"))
+    yield from map(parse_line, read_lines(found))
