@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from ctxdocs.cache import StoredChunk
+    from ctxdocs.generation import Generation
 
 Mode: TypeAlias = Literal["memory", "text", "none"]
 
@@ -91,6 +92,15 @@ class Answer:
     time_to_first_token: float = 0.0
     seconds: float = 0.0
     finish_reason: str = "length"
+
+    def fill(self, result: Generation, before: float) -> None:
+        """Take over what was generated; ``before`` are the seconds that went by until then."""
+        self.text = result.text.strip()
+        self.prompt_tokens = result.prompt_tokens
+        self.memory_slots = result.memory_slots
+        self.finish_reason = result.finish_reason
+        self.time_to_first_token = before + result.time_to_first_token
+        self.seconds = before + result.seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""

@@ -25,7 +25,7 @@ from ctxdocs.retrieval import reciprocal_rank_fusion
 if TYPE_CHECKING:
     from ctxdocs.cache import Writer
     from ctxdocs.compressors.base import Compressor
-    from ctxdocs.generation import Generation
+    from ctxdocs.memory import Memory
     from ctxdocs.prompts import Prompt
 
 Retrieval: TypeAlias = Literal["hybrid", "dense", "lexical"]
@@ -286,6 +286,10 @@ class Library:
                 ranking.append(self.store.matching(query, pool))
         return [self._hits(ranking, k) for ranking in rankings]
 
+    def memories(self, hits: Sequence[Hit]) -> list[Memory]:
+        """Return the memories of found chunks, mapped from disk, in this order."""
+        return self.store.memories(self.store.chunks([hit.id for hit in hits]))
+
     def ask(self, question: str, k: int = 4, mode: Mode = "memory", max_new_tokens: int = 64, **options: Any) -> Answer:
         """Answer a question from the library.
 
@@ -321,7 +325,7 @@ class Library:
         prompts, answers, chosen = self._prepare(questions, k, mode, max_new_tokens, options)
         retrieved = time.perf_counter() - start
         for answer, result in zip(answers, generation.generate(self.compressor, prompts, chosen), strict=True):
-            _fill(answer, result, retrieved)
+            answer.fill(result, retrieved)
         return answers
 
     def stream(
@@ -385,7 +389,7 @@ class Library:
         for question, hits in zip(questions, found, strict=True):
             sources: list[Any] = [hit.text for hit in hits]
             if mode == "memory":
-                sources = self.store.memories(self.store.chunks([hit.id for hit in hits]))
+                sources = self.memories(hits)
             prompts.append(compressor.prompt_format.build(question, sources, compressor.tokenizer))  # type: ignore[arg-type]
         return prompts, [Answer(sources=hits, mode=mode) for hits in found], chosen
 
@@ -413,17 +417,8 @@ class AnswerStream(Iterator[str]):
             return next(self._pieces)
         except StopIteration as end:
             if end.value is not None:
-                _fill(self.answer, end.value, self._retrieved)
+                self.answer.fill(end.value, self._retrieved)
             raise
-
-
-def _fill(answer: Answer, result: Generation, retrieved: float) -> None:
-    answer.text = result.text.strip()
-    answer.prompt_tokens = result.prompt_tokens
-    answer.memory_slots = result.memory_slots
-    answer.finish_reason = result.finish_reason
-    answer.time_to_first_token = retrieved + result.time_to_first_token
-    answer.seconds = retrieved + result.seconds
 
 
 def _distinct(documents: list[Document]) -> list[Document]:

@@ -38,12 +38,15 @@ class PromptFormat:
         default texts stand apart and memories side by side, as the published models saw them.
     stop : tuple of str
         Strings that end an answer; they are not part of it.
+    answer_end : str
+        What stands between an answer and the next question, in a conversation.
     """
 
     template: str = "{sources}Question: {question}\nAnswer:"
     text: str = "{source}\n\n"
     memory: str = "{source}"
     stop: tuple[str, ...] = ("\nQuestion:", "\n\n")
+    answer_end: str = "\n\n"
 
     def __post_init__(self) -> None:
         before, found, after = self.template.partition(_SOURCES)
@@ -75,37 +78,49 @@ class PromptFormat:
         The template's own text may hold special tokens. Question and sources come from outside: whatever in them
         looks like a special token stays plain text.
         """
-        head, _, rest = self.template.partition(_SOURCES)
-        before_question, _, tail = rest.partition(_QUESTION)
-        pieces: list[Memory | _Piece] = [_Piece(head, trusted=True)]
+        return with_bos(assemble([Piece(self.head), *self.pieces(question, sources)], tokenizer), tokenizer)
+
+    def pieces(self, question: str, sources: Sequence[Memory | str] = ()) -> list[Memory | Piece]:
+        """Return the pieces of a prompt from its sources on."""
+        before_question, _, tail = self.template.partition(_SOURCES)[2].partition(_QUESTION)
+        pieces: list[Memory | Piece] = []
         for source in sources:
             is_memory = isinstance(source, Memory)
             before, _, after = (self.memory if is_memory else self.text).partition(_SOURCE)
-            place = source if isinstance(source, Memory) else _Piece(source, trusted=False)
-            pieces += [_Piece(before, trusted=True), place, _Piece(after, trusted=True)]
-        pieces += [_Piece(before_question, trusted=True), _Piece(question, trusted=False), _Piece(tail, trusted=True)]
-        prompt: Prompt = []
-        for is_memory, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, Memory)):
-            if is_memory:
-                prompt += group  # type: ignore[arg-type]
-            elif len(ids := _encode_run(tokenizer, list(group))):  # type: ignore[arg-type]
-                prompt.append(ids)
-        return with_bos(prompt, tokenizer)
+            place = source if isinstance(source, Memory) else Piece(source, trusted=False)
+            pieces += [Piece(before), place, Piece(after)]
+        return [*pieces, Piece(before_question), Piece(question, trusted=False), Piece(tail)]
+
+    @property
+    def head(self) -> str:
+        """The template's text in front of the sources."""
+        return self.template.partition(_SOURCES)[0]
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A stretch of a prompt's text; special tokens are recognised in trusted text only."""
 
     text: str
-    trusted: bool
+    trusted: bool = True
 
 
-def _encode_run(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[_Piece]) -> Tensor:
+def assemble(pieces: Sequence[Memory | Piece], tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Turn pieces into a prompt: adjoining text is tokenised together, and empty text leaves nothing."""
+    prompt: Prompt = []
+    for is_memory, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, Memory)):
+        if is_memory:
+            prompt += group  # type: ignore[arg-type]
+        elif len(ids := encode_pieces(tokenizer, list(group))):  # type: ignore[arg-type]
+            prompt.append(ids)
+    return prompt
+
+
+def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> Tensor:
     """Tokenise adjoining pieces, as one text wherever that recognises no special token in untrusted text.
 
     One text tokenises as the model saw text in training; tokenised apart, a question would lose the space in front
-    of its first word.
+    of its first word. Returns int64 ``[tokens]``.
     """
     whole = "".join(piece.text for piece in pieces)
     allowed = "\0".join(piece.text for piece in pieces if piece.trusted)

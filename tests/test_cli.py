@@ -518,3 +518,45 @@ main(sys.argv[1:])
     report = run_json(*command)
     assert (report["unchanged"], report["documents"]) == (stored, 150 - stored)
     assert run_json("info", "--library", tmp_path / "library")["documents"] == 150
+
+
+def chat(*args: object, lines: list[str]):
+    result = run("chat", *args, input="".join(f"{line}\n" for line in lines))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_chat_answers_line_by_line_and_obeys_its_commands(tiny_checkpoint, tmp_path):
+    saved = tmp_path / "talk.safetensors"
+    model = ["--model", tiny_checkpoint, "--max-new-tokens", 5]
+    result = chat(
+        *model, lines=["Who built it?", "", "/memory", f"/save {saved}", "/reset", "/memory", "/exit", "Lost?"]
+    )
+    assert "1 turn: " in result.stdout
+    assert f"Saved to {saved}" in result.stdout
+    assert result.stdout.endswith("Forgotten.\nNothing has been said yet.\n")
+    again = chat(*model, "--session", saved, lines=["/memory", "When?", "/memory"])
+    assert "1 turn: " in again.stdout
+    assert "2 turns: " in again.stdout
+
+
+def test_chat_in_json_answers_every_line_with_an_object(tiny_checkpoint, tmp_path):
+    lines = ["Who?", "/memory", f"/save {tmp_path}/no/such/folder", "/load", "/dance", f"/load {tmp_path}/none"]
+    result = chat("--model", tiny_checkpoint, "--json", "--max-new-tokens", 5, lines=[*lines, "Why?", "/help"])
+    who, memory, unsaved, nothing, dance, unloaded, why, said = map(json.loads, result.stdout.splitlines())
+    assert (who["question"], who["finish_reason"], why["question"]) == ("Who?", "length", "Why?")
+    assert memory["turns"] == 1
+    assert memory["tokens_seen"] > 5
+    assert "could not be written" in unsaved["error"]
+    assert nothing["error"] == "/load needs a file"
+    assert dance["error"] == "there is no command /dance"
+    assert "cannot be read as a session" in unloaded["error"]
+    assert "/reset" in said["help"]
+
+
+def test_chat_over_a_library_shows_its_sources(shared):
+    result = chat("--library", shared / "library", "-k", 1, "--max-new-tokens", 5, lines=["When was it built?", "Why?"])
+    assert result.stdout.count("chunk ") == 2
+    error = run_json("chat", "--library", shared / "no-library", code=1)["error"]
+    assert "there is no library" in error
+    assert run("chat", "--library", shared / "library", "--method", "beacon").exit_code == 2

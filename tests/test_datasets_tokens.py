@@ -134,8 +134,6 @@ def test_wrong_places_and_lengths_are_refused():
 
 
 LONG = "\n".join(f"{number}. The tide rose by {number} m, and (so they say) fell again!\n" for number in range(999))
-    f"{number}. The tide rose by {number} metres, and (so they say) fell again!\n" for number in range(999)
-)
 
 
 def test_texts_are_tokenised_as_they_would_be_alone(tokenizer):

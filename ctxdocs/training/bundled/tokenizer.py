@@ -26,6 +26,7 @@ PROMPT_FORMAT = PromptFormat(
     text=f"{{source}}{END}",
     memory=f"{{source}}{END}",
     stop=(DOCUMENT, QUESTION),
+    answer_end=END,
 )
 
 

@@ -1,0 +1,246 @@
+"""A conversation whose history is compressed memory, alone or over a library.
+
+Alone, a session reads every turn and compresses what its window no longer holds. Over a library each question is
+answered behind the memory of the conversation so far and the memories that a search found for it; the session then
+reads the turn without what was found, so that the history stays a history of the conversation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ctxdocs import generation
+from ctxdocs.answers import Answer
+from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.prompts import Piece, PromptFormat, assemble, encode_pieces, with_bos
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ctxdocs.compressors.base import Compressor
+    from ctxdocs.generation import Generation, GenerationOptions
+    from ctxdocs.library import Library
+    from ctxdocs.memory import Memory
+    from ctxdocs.prompts import Prompt
+
+# Stand for the texts of two questions and an answer where a chat template is taken apart.
+_FIRST, _ANSWER, _SECOND = "ctxdocs-first", "ctxdocs-answer", "ctxdocs-second"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What stands around the turns of a conversation.
+
+    Parameters
+    ----------
+    opening : str
+        In front of the first turn.
+    between : str
+        Between an answer and the next turn.
+    turn : PromptFormat
+        One turn: sources, question, and where the answer begins.
+    adds_bos : bool
+        Whether a beginning-of-sequence token has to be put in front of the opening; chat templates bring their own.
+    """
+
+    opening: str
+    between: str
+    turn: PromptFormat
+    adds_bos: bool
+
+    @classmethod
+    def of(cls, compressor: Compressor, system: str | None = None) -> ChatFormat:
+        """Return the format of a model: its chat template, or else its prompt format, turn after turn.
+
+        Parameters
+        ----------
+        compressor : Compressor
+            Its tokenizer and prompt format.
+        system : str, optional
+            What the model is told before the first turn.
+
+        Raises
+        ------
+        InputError
+            If there is no tokenizer, or its chat template has no place for a system text.
+        """
+        if compressor.tokenizer is None:
+            raise InputError("a conversation needs a tokenizer, and this compressor has none")
+        if compressor.tokenizer.chat_template:
+            return cls._of_template(compressor.tokenizer, system)
+        base = compressor.prompt_format
+        opening = base.head + (f"{system}{base.answer_end}" if system else "")
+        return cls(opening, base.answer_end, base, adds_bos=True)
+
+    @classmethod
+    def _of_template(cls, tokenizer: PreTrainedTokenizerBase, system: str | None) -> ChatFormat:
+        start = [{"role": "system", "content": system}] if system else []
+        turns = [*start, {"role": "user", "content": _FIRST}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            text = tokenizer.apply_chat_template(
+                [*turns, {"role": "user", "content": _SECOND}], tokenize=False, add_generation_prompt=True
+            )
+            opening, _, rest = text.partition(_FIRST)
+            _, _, rest = rest.partition(_ANSWER)
+            between, found, tail = rest.partition(_SECOND)
+        except Exception as error:  # templates are programs, and raise what they like
+            raise InputError(
+                f"the model's chat template cannot be used: {error}", "leave the system text out"
+            ) from error
+        if not found:
+            raise InputError("the chat template does not keep the texts of a conversation in order")
+        turn = PromptFormat(template="{sources}{question}" + tail, stop=())
+        return cls(opening, between, turn, adds_bos=False)
+
+
+class Conversation:
+    """Questions and answers, with a history that takes a bounded or slowly growing number of slots.
+
+    Parameters
+    ----------
+    compressor : Compressor
+        Reads, answers and compresses.
+    library : Library, optional
+        Searched for every question; one of the same compressor.
+    k : int
+        Chunks to read of the library.
+    system : str, optional
+        What the model is told before the first turn.
+    **options
+        Fields of :class:`ctxdocs.generation.GenerationOptions`.
+
+    Attributes
+    ----------
+    turns : list of dict
+        ``{"question", "answer"}`` of every turn so far.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        library: Library | None = None,
+        *,
+        k: int = 4,
+        system: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.compressor = compressor
+        self.library = library
+        self.k = k
+        self.format = ChatFormat.of(compressor, system)
+        options.setdefault("stop", self.format.turn.stop)
+        try:
+            self.options: GenerationOptions = generation.GenerationOptions(**options)
+        except TypeError as error:
+            raise InputError(f"unknown option: {error}") from error
+        self.session = compressor.session()
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """Questions and answers so far, kept with the session."""
+        return self.session.note.setdefault("turns", [])
+
+    def ask(self, question: str) -> Generator[str, None, Answer]:
+        """Answer a question, yielding text as it is decided.
+
+        An answer that is abandoned becomes part of the history as far as it came.
+
+        Returns
+        -------
+        Answer
+            The return value of the generator: text, sources, and what reading took.
+
+        Raises
+        ------
+        InputError
+            If the question is blank, or does not fit the model's positions; the history is as it was.
+        """
+        if not question.strip():
+            raise InputError("the question is empty", "ask something")
+        return self._from_library(self.library, question) if self.library else self._from_session(question)
+
+    def memory(self) -> Memory | None:
+        """Return the conversation so far as one memory; None before the first turn."""
+        return self.session.memory() if self.session.tokens_seen else None
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.session.reset()
+        self.session.note.clear()
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to a file; see :meth:`ctxdocs.compressors.sessions.Session.save`."""
+        self.session.save(path)
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a conversation that was saved; on an error the running one stays."""
+        session = self.compressor.load_session(path)
+        if not isinstance(session.note.get("turns", []), list):
+            raise CheckpointError(f"{path} holds no conversation")
+        self.session = session
+
+    def _from_session(self, question: str) -> Generator[str, None, Answer]:
+        start = time.perf_counter()
+        ids = self._encoded(question, [])
+        with torch.no_grad():
+            self.session.feed(ids)
+        pieces = self.session.stream(**vars(self.options))
+        answer = yield from self._collected(question, pieces, Answer(), time.perf_counter() - start)
+        answer.prompt_tokens = len(ids)
+        return answer
+
+    def _from_library(self, library: Library, question: str) -> Generator[str, None, Answer]:
+        start = time.perf_counter()
+        tokenizer: Any = self.compressor.tokenizer
+        hits = library.search(question, self.k)
+        history = self.memory()
+        prompt = assemble(self._pieces(question, library.memories(hits)), tokenizer)
+        prompt = [history, *prompt] if history else self._begun(prompt)
+        pieces = generation.stream(self.compressor, prompt, self.options)
+        answer = Answer(sources=hits)
+        try:
+            return (yield from self._collected(question, pieces, answer, time.perf_counter() - start))
+        finally:
+            with torch.no_grad():
+                self.session.feed(self._encoded(question, [Piece(answer.text, trusted=False)]))
+
+    def _collected(
+        self, question: str, pieces: Generator[str, None, Generation], answer: Answer, before: float
+    ) -> Generator[str, None, Answer]:
+        """Pass pieces on, and take note of the turn, however far it comes; ``before`` are seconds spent until now."""
+        try:
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    answer.fill(end.value, before)
+                    return answer
+                answer.text += piece
+                yield piece
+        finally:
+            pieces.close()
+            answer.text = answer.text.strip()
+            self.turns.append({"question": question, "answer": answer.text})
+
+    def _pieces(self, question: str, sources: Sequence[Memory]) -> list[Memory | Piece]:
+        return [
+            Piece(self.format.between if self.session.tokens_seen else self.format.opening),
+            *self.format.turn.pieces(question, sources),
+        ]
+
+    def _encoded(self, question: str, rest: Sequence[Piece]) -> Tensor:
+        """Return the ids of a turn's text."""
+        pieces: list[Any] = [*self._pieces(question, []), *rest]
+        prompt: Prompt = [encode_pieces(self.compressor.tokenizer, pieces)]  # type: ignore[arg-type]
+        return torch.cat(prompt if self.session.tokens_seen else self._begun(prompt))  # type: ignore[arg-type]
+
+    def _begun(self, prompt: Prompt) -> Prompt:
+        """Put what a text begins with in front of the first turn."""
+        return with_bos(prompt, self.compressor.tokenizer) if self.format.adds_bos else prompt  # type: ignore[arg-type]
