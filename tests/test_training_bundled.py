@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -17,6 +18,7 @@ from ctxdocs.training.bundled.batches import PADDING_ID, Batches, question_docum
 from ctxdocs.training.bundled.data import load_split, prepare, split_of
 from ctxdocs.training.bundled.evaluate import bootstrap, word_f1
 from ctxdocs.training.bundled.losses import losses, total, weighted_cross_entropy
+from ctxdocs.training.bundled.memories import memories_of
 from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
 from ctxdocs.training.bundled.recipe import PRESETS
 from ctxdocs.training.bundled.table import initial_table
@@ -74,9 +76,9 @@ def cache(data, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def compressor(cache):
-    return build_compressor(RECIPE, cache / "tokenizer.json")
+@pytest.fixture(params=["tiny", "tiny-vectors"])
+def compressor(request, cache):
+    return build_compressor(PRESETS[request.param], cache / "tokenizer.json")
 
 
 def test_held_out_titles_are_written_down_and_never_in_the_training_split(cache):
@@ -161,12 +163,36 @@ def test_cross_entropy_and_its_gradients_are_those_of_torch():
     torch.testing.assert_close(found, (states.grad, table.grad))
 
 
-def test_what_is_read_behind_a_memory_teaches_the_summary_slots(cache, compressor):
+def test_what_is_read_behind_a_memory_teaches_those_who_wrote_it(cache, compressor):
     batches = Batches(load_split(cache, "train"), RECIPE)
     parts = losses(compressor, batches.batch(0), batches.token_frequencies())
-    assert set(parts) == {"text", "words", "continuation", "rebuilt", "answers"}
+    vectors = compressor.method == "autocompressor"
+    assert set(parts) == {"text", "continuation", "rebuilt", "answers"} | ({"words"} if vectors else set())
     parts["continuation"].backward()
-    assert compressor.embed_summary.weight.grad.abs().sum() > 0
+    embedding = next(iter(compressor.own_parameters().values()))
+    assert embedding.grad.abs().sum() > 0
+
+
+def test_whole_batches_are_written_and_read_as_the_compressor_does(cache, compressor):
+    batch = Batches(load_split(cache, "train"), RECIPE).batch(2)
+    memories = memories_of(compressor)
+    with torch.no_grad():
+        _, written = memories.write(batch.documents, batch.ratio)
+        states = memories.read(written, batch.memories, batch.reads.ids, closed=False)
+        alone = compressor.compress_ids(list(batch.documents))
+        assert {memory.slots for memory in alone} == {memories.slots(batch.documents.shape[1], batch.ratio)}
+        for row in (0, -1):
+            logits = compressor.logits(batch.reads.ids[row], [alone[index] for index in batch.memories[row]])
+            torch.testing.assert_close(compressor.backbone.head(states[row]), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_another_method_goes_on_from_the_language_model_of_an_earlier_run(cache, tmp_path):
+    first = build_compressor(PRESETS["tiny-vectors"], cache / "tokenizer.json", seed=3)
+    first.save(tmp_path)
+    second = build_compressor(RECIPE, cache / "tokenizer.json", init=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    with pytest.raises(InputError, match="other sizes than the preset"):
+        build_compressor(dataclasses.replace(RECIPE, layers=3), cache / "tokenizer.json", init=tmp_path)
 
 
 def test_steps_bring_the_loss_down(cache, compressor):

@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = (options.cache or output.with_name(f"{output.name}-data")) / str(vocabulary)
     try:
         if options.data:
-            prepare(options.data, cache, vocabulary)
+            prepare(options.data, cache, vocabulary, options.init and options.init / "tokenizer.json")
         if not options.evaluate_only:
-            train(cache, output, options.preset, options.minutes, device, options.compile)
+            train(cache, output, options.preset, options.minutes, device, options.compile, init=options.init)
         measure(cache, output, device)
     except CtxdocsError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="folder with lm/ and qa/ (JSON lines)")
     parser.add_argument("--output", type=Path, required=True, help="what load_compressor will load")
     parser.add_argument("--cache", type=Path, help="prepared data; default: OUTPUT-data")
+    parser.add_argument("--init", type=Path, help="folder of an earlier run whose language model and tokenizer to take")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu-small", help="default: %(default)s")
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="training time over all runs into OUTPUT; default: %(default)s"

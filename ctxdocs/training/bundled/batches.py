@@ -56,7 +56,9 @@ class Batch:
     kinds : dict of str to slice
         Rows of ``reads`` that are ``continuation``, ``rebuilt`` and ``answers``.
     closed : bool
-        Whether the end token follows every memory, as in a library's prompts, or nothing does.
+        Whether the end token follows every memory, where the method puts it there.
+    ratio : int
+        Tokens per slot.
     plain : Rows
         Text as it stands, and questions behind their document's text.
     """
@@ -66,6 +68,7 @@ class Batch:
     memories: Tensor
     kinds: dict[str, slice]
     closed: bool
+    ratio: int
     plain: Rows
 
 
@@ -114,6 +117,7 @@ class Batches:
                 "answers": slice(recipe.rows + half, None),
             },
             closed=bool(step % 2),
+            ratio=int(rng.choice(recipe.ratios)),
             plain=self._plain(rng),
         )
 

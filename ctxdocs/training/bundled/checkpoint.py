@@ -14,7 +14,7 @@ from ctxdocs.training.bundled.optimisers import load_state, state_tensors
 if TYPE_CHECKING:
     import torch
 
-    from ctxdocs.compressors.autocompressor import AutoCompressor
+    from ctxdocs.compressors.base import Compressor
 
 _FILE = "checkpoint.safetensors"
 
@@ -68,7 +68,7 @@ def check_preset(folder: Path, preset: str) -> None:
 
 
 def save_checkpoint(
-    folder: Path, compressor: AutoCompressor, optimisers: Sequence[torch.optim.Optimizer], progress: Progress
+    folder: Path, compressor: Compressor, optimisers: Sequence[torch.optim.Optimizer], progress: Progress
 ) -> None:
     """Replace the checkpoint of ``folder`` in one move: one file, with the progress in its header."""
     from safetensors.torch import save_file
@@ -82,7 +82,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, compressor: AutoCompressor, optimisers: Sequence[torch.optim.Optimizer]
+    folder: Path, compressor: Compressor, optimisers: Sequence[torch.optim.Optimizer]
 ) -> Progress | None:
     """Put the checkpoint of ``folder`` back; None if there is none."""
     import torch

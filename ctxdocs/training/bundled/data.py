@@ -77,7 +77,7 @@ def load_split(cache: Path, split: str) -> Split:
     return Split(texts, Questions.load(cache / f"{split}.questions"))
 
 
-def prepare(data: Path, cache: Path, vocabulary: int) -> None:
+def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | None = None) -> None:
     """Write tokenizer and packed splits to ``cache``, unless they are there already.
 
     Parameters
@@ -88,11 +88,18 @@ def prepare(data: Path, cache: Path, vocabulary: int) -> None:
         Created if absent. ``prepared.json`` is written last: token counts, and the held-out titles of each split.
     vocabulary : int
         Size of the tokenizer's vocabulary, at most 65,536.
+    tokenizer_file : Path, optional
+        ``tokenizer.json`` of an earlier run; else a tokenizer is trained.
     """
     if (cache / "prepared.json").is_file():
         return
+    from tokenizers import Tokenizer
+
     cache.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(_tokenizer_texts(data), vocabulary)
+    if tokenizer_file is None:
+        tokenizer = train_tokenizer(_tokenizer_texts(data), vocabulary)
+    else:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.save(str(cache / "tokenizer.json"))
     encoder = BatchEncoder(tokenizer)
     summary: dict[str, Any] = {"vocabulary": tokenizer.get_vocab_size(), "tokens": {}, "held_out_titles": {}}

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxdocs.compressors.autocompressor import AutoCompressor
-from ctxdocs.training.bundled.batches import END_ID, Batch, Rows
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.training.bundled.batches import Batch, Rows
+from ctxdocs.training.bundled.memories import SummaryVectors, memories_of
 
 #: How much each loss counts.
 LOSS_WEIGHTS = {"text": 1.0, "continuation": 1.0, "rebuilt": 0.5, "answers": 0.5, "words": 0.3}
@@ -17,39 +18,32 @@ _COMMON = 1e-3
 _ROWS_AT_ONCE = 1024
 
 
-def losses(compressor: AutoCompressor, batch: Batch, frequencies: Tensor) -> dict[str, Tensor]:
+def losses(compressor: Compressor, batch: Batch, frequencies: Tensor) -> dict[str, Tensor]:
     """Return the losses of a batch, in nats per token.
 
     ``text``: plain rows and the documents themselves. ``continuation``, ``rebuilt``, ``answers``: rows behind memories.
-    ``words``: each summary vector, put through the head, names words of the document; reading a
+    ``words``, of summary vectors: each one, put through the head, names words of the document; reading a
     memory is learnt much sooner when there is something in it to read.
 
     Parameters
     ----------
-    compressor : AutoCompressor
+    compressor : Compressor
         In training mode.
     batch : Batch
         On the compressor's device.
     frequencies : torch.Tensor
         float32 ``[vocabulary]``, share of every token in the text.
     """
-    backbone = compressor.backbone
-    documents = batch.documents
-    nothing = compressor.empty_softprompt(len(documents))
-    document_states, vectors = compressor.segment(documents, nothing)
-    softprompt = vectors[batch.memories]
-    if batch.closed:
-        end = backbone.embed(torch.full((*batch.memories.shape, 1), END_ID, device=documents.device))
-        softprompt = torch.cat([softprompt, end.to(softprompt)], dim=2)
-    read_states, _ = compressor.segment(batch.reads.ids, softprompt.flatten(1, 2), summarise=False)
-    plain = batch.plain
-    plain_states, _ = compressor.segment(plain.ids, compressor.empty_softprompt(len(plain.ids)), summarise=False)
+    memories, backbone, documents, plain = memories_of(compressor), compressor.backbone, batch.documents, batch.plain
+    document_states, written = memories.write(documents, batch.ratio)
+    read_states = memories.read(written, batch.memories, batch.reads.ids, closed=batch.closed)
+    place = torch.arange(plain.ids.shape[1], device=plain.ids.device)[None]
+    plain_states = backbone.run(backbone.embed(plain.ids), place)
     table = backbone.embedding.weight
     ones = torch.ones_like(documents, dtype=torch.float32)
-    result = {
-        "text": _next_token(table, [(document_states, Rows(documents, ones)), (plain_states, plain)]),
-        "words": _words(table, vectors, documents, frequencies),
-    }
+    result = {"text": _next_token(table, [(document_states, Rows(documents, ones)), (plain_states, plain)])}
+    if isinstance(memories, SummaryVectors):
+        result["words"] = _words(table, written, documents, frequencies)
     for name, rows in batch.kinds.items():
         result[name] = _next_token(table, [(read_states[rows], Rows(batch.reads.ids[rows], batch.reads.weights[rows]))])
     return result

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.compressors.base import Compressor
 from ctxdocs.training.bundled.recipe import Recipe
 
+# Matrices of the model's layers, and those that gist tokens have in their place.
+_LAYERS = re.compile(r"\.layers\.|^replacements\.")
 
-def build_optimisers(compressor: AutoCompressor, recipe: Recipe) -> list[torch.optim.Optimizer]:
+
+def build_optimisers(compressor: Compressor, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the layers, AdamW for everything else."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in compressor.named_parameters():
-        (matrices if ".layers." in name and parameter.dim() == 2 else others).append(parameter)
+        (matrices if _LAYERS.search(name) and parameter.dim() == 2 else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(others, lr=recipe.table_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for optimiser in (muon, adamw):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -14,10 +14,14 @@ class Recipe:
     ----------
     vocabulary, width, inner, layers, heads, kv_heads, positions : int
         The Llama model: tokens, hidden size, feed-forward size, and so on. The head is tied to the token table.
+    method : {"beacon", "autocompressor"}
+        Keys and values of beacon tokens behind each document, or summary vectors.
+    ratios : tuple of int
+        Tokens per beacon token, one drawn per step; the first is the default of the model.
     summary_length : int
         Summary vectors per document.
     document_tokens : tuple of int
-        Lengths of compressed documents, one drawn per step; multiples of ``summary_length``.
+        Lengths of compressed documents, one drawn per step.
     read_tokens : int
         Tokens read behind memories: a continuation, the document again, or questions.
     text_tokens : tuple of int
@@ -43,7 +47,6 @@ class Recipe:
     heads: int
     kv_heads: int
     positions: int
-    summary_length: int
     document_tokens: tuple[int, ...]
     read_tokens: int
     text_tokens: tuple[int, ...]
@@ -52,6 +55,9 @@ class Recipe:
     plain_tokens: int
     matrix_rate: float
     table_rate: float
+    method: Literal["beacon", "autocompressor"] = "beacon"
+    ratios: tuple[int, ...] = (4, 8)
+    summary_length: int = 16
     warmup: float = 0.02
     cooldown: float = 0.4
     table: Literal["random", "minilm"] = "minilm"
@@ -66,7 +72,6 @@ PRESETS = {
         heads=4,
         kv_heads=4,
         positions=2048,
-        summary_length=16,
         document_tokens=(96, 160, 256),
         read_tokens=96,
         text_tokens=(256, 512, 1024),
@@ -84,8 +89,8 @@ PRESETS = {
         heads=8,
         kv_heads=4,
         positions=2048,
-        summary_length=32,
         document_tokens=(128, 256, 512),
+        ratios=(4, 8, 16),
         read_tokens=128,
         text_tokens=(512, 1024, 2048),
         most_memories=4,
@@ -102,8 +107,9 @@ PRESETS = {
         heads=2,
         kv_heads=1,
         positions=256,
-        summary_length=4,
         document_tokens=(16,),
+        ratios=(4,),
+        summary_length=4,
         read_tokens=16,
         text_tokens=(32,),
         most_memories=2,
@@ -114,3 +120,5 @@ PRESETS = {
         table="random",
     ),
 }
+# The same with summary vectors, for comparison.
+PRESETS |= {f"{name}-vectors": replace(recipe, method="autocompressor") for name, recipe in PRESETS.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,15 @@ PADDING = "<|padding|>"
 #: Their ids are 0 to 4, in this order.
 SPECIAL_TOKENS = (DOCUMENT, QUESTION, ANSWER, END, PADDING)
 
-#: How a library asks the bundled model: every source, memory or text, is closed by the end token.
+#: How a library asks the bundled model: a source that is read as text is closed by the end token.
 PROMPT_FORMAT = PromptFormat(
     template=f"{{sources}}{QUESTION} {{question}}{ANSWER}",
     text=f"{{source}}{END}",
-    memory=f"{{source}}{END}",
     stop=(DOCUMENT, QUESTION),
     answer_end=END,
 )
+#: Summary vectors run through the layers like text, and are closed like text.
+VECTORS_PROMPT_FORMAT = replace(PROMPT_FORMAT, memory=f"{{source}}{END}")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -12,15 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ctxdocs.checkpoints import load_compressor
 from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.gist import ActivationBeacon
+from ctxdocs.errors import InputError
 from ctxdocs.training.bundled.batches import Batch, Batches, Rows
 from ctxdocs.training.bundled.checkpoint import Progress, check_preset, load_checkpoint, save_checkpoint
 from ctxdocs.training.bundled.data import load_split
 from ctxdocs.training.bundled.losses import losses, total
+from ctxdocs.training.bundled.memories import memories_of
 from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
 from ctxdocs.training.bundled.recipe import PRESETS, Recipe
 from ctxdocs.training.bundled.table import initial_table
-from ctxdocs.training.bundled.tokenizer import PROMPT_FORMAT, load_tokenizer
+from ctxdocs.training.bundled.tokenizer import PROMPT_FORMAT, VECTORS_PROMPT_FORMAT, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +34,25 @@ CHECKPOINT_SECONDS = 240.0
 _LARGEST_GRADIENT = 1.0
 
 
-def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0) -> AutoCompressor:
-    """Return an untrained compressor: a stock Llama model with random layers."""
+def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0, init: Path | None = None) -> Compressor:
+    """Return an untrained compressor: a stock Llama model with random layers, or with those of ``init``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Sizes and method.
+    tokenizer_file : Path
+        ``tokenizer.json``.
+    seed : int
+        Of random weights.
+    init : Path, optional
+        A folder of an earlier run, of the same sizes and tokenizer; whatever its method, its language model is taken.
+
+    Raises
+    ------
+    InputError
+        If the language model in ``init`` is of other sizes.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -49,15 +71,26 @@ def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0) -> Aut
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    if recipe.table == "minilm":
+    if init is not None:
+        weights = load_compressor(init, device="cpu", dtype="float32").model.state_dict()
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"the model in {init} has other sizes than the preset", "choose its preset") from error
+    elif recipe.table == "minilm":
         with torch.no_grad():
             model.model.embed_tokens.weight.copy_(initial_table(tokenizer_file, recipe.width))
-    return AutoCompressor(
-        model,
-        tokenizer,
-        summary_length=recipe.summary_length,
-        segment_tokens=max(recipe.document_tokens),
-        prompt_format=PROMPT_FORMAT,
+    longest = max(recipe.document_tokens)
+    if recipe.method == "autocompressor":
+        return AutoCompressor(
+            model,
+            tokenizer,
+            summary_length=recipe.summary_length,
+            segment_tokens=longest,
+            prompt_format=VECTORS_PROMPT_FORMAT,
+        )
+    return ActivationBeacon(
+        model, tokenizer, window=longest, ratio=recipe.ratios[0], placement="append", prompt_format=PROMPT_FORMAT
     )
 
 
@@ -69,6 +102,7 @@ def train(
     device: str = "cpu",
     compile_layers: bool = False,
     seed: int = 0,
+    init: Path | None = None,
 ) -> Progress:
     """Train until ``minutes`` of training are over, counted over all runs into ``output``.
 
@@ -89,11 +123,13 @@ def train(
         Compile the layers (needs a C++ compiler on a CPU); pays for itself after some minutes.
     seed : int
         For weights and batches.
+    init : Path, optional
+        See :func:`build_compressor`; of no account where a run goes on.
     """
     recipe = PRESETS[preset]
     output.mkdir(parents=True, exist_ok=True)
     check_preset(output, preset)
-    compressor = build_compressor(recipe, cache / "tokenizer.json", seed).to(device).train()
+    compressor = build_compressor(recipe, cache / "tokenizer.json", seed, init).to(device).train()
     optimisers = build_optimisers(compressor, recipe)
     progress = load_checkpoint(output, compressor, optimisers) or Progress(preset, device)
     batches = Batches(load_split(cache, "train"), recipe, seed)
@@ -119,7 +155,7 @@ def train(
                 sums[name] += part.detach()
             sums["steps"] += 1
             progress.step += 1
-            progress.tokens += slots_of(batch, recipe)
+            progress.tokens += slots_of(batch, compressor)
             now = time.monotonic()
             progress.seconds += now - last
             last = now
@@ -141,7 +177,7 @@ def train(
     return progress
 
 
-def export(compressor: AutoCompressor, progress: Progress, output: Path) -> None:
+def export(compressor: Compressor, progress: Progress, output: Path) -> None:
     """Write the compressor in bfloat16, and ``training_log.json``."""
     tokenizer = compressor.tokenizer
     exported = copy.deepcopy(compressor).to(torch.bfloat16).eval()
@@ -150,16 +186,16 @@ def export(compressor: AutoCompressor, progress: Progress, output: Path) -> None
     progress.save(output / "training_log.json")
 
 
-def count_parameters(compressor: AutoCompressor) -> int:
+def count_parameters(compressor: Compressor) -> int:
     """Return the number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in compressor.parameters())
 
 
-def slots_of(batch: Batch, recipe: Recipe) -> int:
-    """Return how many slots the model runs over in a step."""
-    written = len(batch.documents) * (batch.documents.shape[1] + recipe.summary_length)
-    per_memory = recipe.summary_length + int(batch.closed)
-    return written + batch.memories.numel() * per_memory + batch.reads.ids.numel() + batch.plain.ids.numel()
+def slots_of(batch: Batch, compressor: Compressor) -> int:
+    """Return how many tokens, and slots written behind them, the model runs over in a step."""
+    count, tokens = batch.documents.shape
+    slots = memories_of(compressor).slots(tokens, batch.ratio)
+    return count * (tokens + slots) + batch.reads.ids.numel() + batch.plain.ids.numel()
 
 
 def _log(progress: Progress, sums: dict[str, Tensor], seconds: float) -> None:
