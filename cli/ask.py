@@ -9,7 +9,15 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ctxdocs.cli.hits import described
-from ctxdocs.cli.options import device_option, json_option, k_option, library_option, open_library, retrieval_option
+from ctxdocs.cli.options import (
+    device_option,
+    json_option,
+    k_option,
+    library_option,
+    open_library,
+    rerank_option,
+    retrieval_option,
+)
 from ctxdocs.cli.output import aligned, clean, counted, print_json, silence, terminal
 from ctxdocs.errors import InputError
 
@@ -43,6 +51,7 @@ _BATCH = 16
 @click.option("--seed", type=int, help="Seed of the draws.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here, instead of where the model would.")
 @retrieval_option
+@rerank_option
 @click.option("--model", metavar="NAME", help="Where the library's compressor is, if it has moved.")
 @device_option
 @json_option

@@ -35,6 +35,13 @@ retrieval_option = click.option(
     show_default=True,
     help="Embeddings and BM25 together, or one of them.",
 )
+rerank_option = click.option(
+    "--rerank",
+    type=click.Choice(["none", "likelihood"]),
+    default="none",
+    show_default=True,
+    help="Rank what was found anew: by how likely the model finds the question behind each memory.",
+)
 
 
 def open_library(path: Path, model: str | None = None, device: str = "auto") -> Library:

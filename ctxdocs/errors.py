@@ -27,6 +27,10 @@ class InputError(CtxdocsError, ValueError):
     """An argument that cannot be used: empty text, ids out of vocabulary, ``k`` below one."""
 
 
+class ContextTooLong(InputError):
+    """Text and memories that need more positions than the model has."""
+
+
 class DocumentError(CtxdocsError):
     """A file that cannot be read as a document."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from ctxdocs.corpus import Chunker, Document, SourceFile, find_files
 from ctxdocs.embedding import Embedder, load_embedder
 from ctxdocs.errors import FingerprintMismatch, InputError, LibraryError
 from ctxdocs.ingestion import AddProgress, AddReport, Ingestion, changed
+from ctxdocs.reranking import question_likelihoods
 from ctxdocs.retrieval import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ctxdocs.prompts import Prompt
 
 Retrieval: TypeAlias = Literal["hybrid", "dense", "lexical"]
+Rerank: TypeAlias = Literal["none", "likelihood"]
 
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_OVERLAP_TOKENS = 32
@@ -242,7 +244,7 @@ class Library:
 
     # Reading.
 
-    def search(self, query: str, k: int = 4, *, retrieval: Retrieval = "hybrid") -> list[Hit]:
+    def search(self, query: str, k: int = 4, *, retrieval: Retrieval = "hybrid", rerank: Rerank = "none") -> list[Hit]:
         """Return the ``k`` best chunks for a query, best first; fewer when the library holds fewer.
 
         Parameters
@@ -253,17 +255,22 @@ class Library:
             How many.
         retrieval : {"hybrid", "dense", "lexical"}
             Embeddings and BM25 fused by reciprocal rank, or one of them alone.
+        rerank : {"none", "likelihood"}
+            Rank the best of them anew, by how likely the compressor finds the query behind each one's memory
+            (:mod:`ctxdocs.reranking`). A hit's score is then the mean log-probability of the query's tokens.
 
         Raises
         ------
         InputError
-            If ``k`` is below 1 or the query is blank.
+            If ``k`` is below 1, the query is blank, or a choice is unknown.
         LibraryError
             If the library is empty.
         """
-        return self.search_many([query], k, retrieval=retrieval)[0]
+        return self.search_many([query], k, retrieval=retrieval, rerank=rerank)[0]
 
-    def search_many(self, queries: Sequence[str], k: int = 4, *, retrieval: Retrieval = "hybrid") -> list[list[Hit]]:
+    def search_many(
+        self, queries: Sequence[str], k: int = 4, *, retrieval: Retrieval = "hybrid", rerank: Rerank = "none"
+    ) -> list[list[Hit]]:
         """Like :meth:`search` for several queries, embedded in one batch."""
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
@@ -271,11 +278,13 @@ class Library:
             raise InputError("the query is empty", "ask something")
         if retrieval not in ("hybrid", "dense", "lexical"):
             raise InputError(f"unknown retrieval {retrieval!r}", "choose hybrid, dense or lexical")
+        if rerank not in ("none", "likelihood"):
+            raise InputError(f"unknown rerank {rerank!r}", "choose none or likelihood")
         if self.store.is_empty():
             raise LibraryError(
                 f"the library {self.path} is empty", "run: ctxdocs compress PATH --library " + str(self.path)
             )
-        pool = k if retrieval != "hybrid" else max(4 * k, 32)
+        pool = k if retrieval != "hybrid" and rerank == "none" else max(4 * k, 32)
         rankings: list[list[list[tuple[int, float]]]] = [[] for _ in queries]
         if retrieval != "lexical":
             ids, scores = self.store.nearest(np.asarray(self.embedder.embed_queries(list(queries))), pool)
@@ -284,7 +293,9 @@ class Library:
         if retrieval != "dense":
             for ranking, query in zip(rankings, queries, strict=True):
                 ranking.append(self.store.matching(query, pool))
-        return [self._hits(ranking, k) for ranking in rankings]
+        if rerank == "none":
+            return [self._hits(ranking, k) for ranking in rankings]
+        return self._reranked(queries, [self._hits(ranking, pool) for ranking in rankings], k)
 
     def memories(self, hits: Sequence[Hit]) -> list[Memory]:
         """Return the memories of found chunks, mapped from disk, in this order."""
@@ -305,7 +316,8 @@ class Library:
         max_new_tokens : int
             Upper bound of the answer's tokens.
         **options
-            ``retrieval`` of :meth:`search`, and the other fields of :class:`ctxdocs.generation.GenerationOptions`.
+            ``retrieval`` and ``rerank`` of :meth:`search`, and the other fields of
+            :class:`ctxdocs.generation.GenerationOptions`.
 
         Returns
         -------
@@ -365,6 +377,17 @@ class Library:
         scores = dict(ranked[:k])
         return [Hit.of(chunk, scores[chunk.id]) for chunk in self.store.chunks(list(scores))]
 
+    def _reranked(self, queries: Sequence[str], found: list[list[Hit]], k: int) -> list[list[Hit]]:
+        """Return the ``k`` hits of every query behind whose memories it is likeliest."""
+        chunks = [self.store.chunks([hit.id for hit in hits]) for hits in found]
+        scores = question_likelihoods(self.compressor, queries, [self.store.memories(some) for some in chunks])
+        best = []
+        for hits, some, values in zip(found, chunks, scores, strict=True):
+            by_chunk = {chunk.id: value for chunk, value in zip(some, values, strict=True)}  # but those removed since
+            scored = [replace(hit, score=by_chunk[hit.id]) for hit in hits if hit.id in by_chunk]
+            best.append(sorted(scored, key=lambda hit: -hit.score)[:k])
+        return best
+
     def _prepare(
         self, questions: Sequence[str], k: int, mode: Mode, max_new_tokens: int, options: dict[str, Any]
     ) -> tuple[list[Prompt], list[Answer], Any]:
@@ -374,7 +397,7 @@ class Library:
         if mode not in ("memory", "text", "none"):
             raise InputError(f"unknown mode {mode!r}", "choose memory, text or none")
         options = dict(options)
-        retrieval = options.pop("retrieval", "hybrid")
+        how = {name: options.pop(name) for name in ("retrieval", "rerank") if name in options}
         compressor = self.compressor
         options.setdefault("stop", compressor.prompt_format.stop)
         try:
@@ -384,7 +407,7 @@ class Library:
         if mode == "none":
             found: list[list[Hit]] = [[] for _ in questions]
         else:
-            found = self.search_many(questions, k, retrieval=retrieval)
+            found = self.search_many(questions, k, **how)
         prompts = []
         for question, hits in zip(questions, found, strict=True):
             sources: list[Any] = [hit.text for hit in hits]

@@ -91,6 +91,26 @@ class PromptFormat:
             pieces += [Piece(before), place, Piece(after)]
         return [*pieces, Piece(before_question), Piece(question, trusted=False), Piece(tail)]
 
+    def build_up_to_question(
+        self, question: str, sources: Sequence[Memory | str], tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Prompt, Tensor]:
+        """Return the prompt as far as the question, and the question's own ids, int64 ``[tokens]``.
+
+        Together they are the beginning of what :meth:`build` returns; a token that holds text of both is the
+        question's. Where no text stands between the sources and the question, its first token ends the prompt, so
+        that there is something to predict the others by.
+        """
+        pieces = [Piece(self.head), *self.pieces(question, sources)][:-1]
+        prompt, front = (with_bos(assemble(some, tokenizer), tokenizer) for some in (pieces, pieces[:-1]))
+        last = prompt.pop()
+        if isinstance(last, Memory):
+            raise InputError("the question is empty", "ask something")
+        same_parts = len(front) == len(prompt) + 1 and not isinstance(front[-1], Memory)
+        shared = _common_prefix(front[-1], last) if same_parts else 0  # type: ignore[arg-type]
+        if not shared and (not prompt or isinstance(prompt[-1], Memory)):
+            shared = 1
+        return [*prompt, last[:shared]] if shared else prompt, last[shared:]
+
     @property
     def head(self) -> str:
         """The template's text in front of the sources."""
@@ -114,6 +134,13 @@ def assemble(pieces: Sequence[Memory | Piece], tokenizer: PreTrainedTokenizerBas
         elif len(ids := encode_pieces(tokenizer, list(group))):  # type: ignore[arg-type]
             prompt.append(ids)
     return prompt
+
+
+def _common_prefix(one: Tensor, other: Tensor) -> int:
+    """Return how many first ids are the same."""
+    shorter = min(len(one), len(other))
+    differs = (one[:shorter] != other[:shorter]).nonzero()
+    return int(differs[0]) if len(differs) else shorter
 
 
 def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> Tensor:

@@ -305,6 +305,15 @@ def test_search_finds_the_document(retrieval, shared):
     assert "1874" in found["hits"][0]["text"]
 
 
+def test_search_and_ask_rank_by_likelihood(shared):
+    options = ["--library", shared / "library", "-k", 2, "--rerank", "likelihood"]
+    hits = run_json("search", "lighthouse", *options)["hits"]
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert all(hit["score"] < 0 for hit in hits)  # log-probabilities
+    sources = run_json("ask", "lighthouse", *options, "--max-new-tokens", 1)["sources"]
+    assert [source["id"] for source in sources] == [hit["id"] for hit in hits]
+
+
 def test_k_must_be_positive_and_may_exceed_the_chunks(shared):
     assert "k must be" in run_json("search", "ferry", "--library", shared / "library", "-k", 0, code=1)["error"]
     chunks = run_json("info", "--library", shared / "library")["chunks"]

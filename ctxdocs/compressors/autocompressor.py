@@ -119,6 +119,17 @@ class AutoCompressor(Compressor):
         """``segment_tokens``."""
         return {"segment_tokens": self.segment_tokens}
 
+    @property
+    def ratios(self) -> range:
+        """A segment of so many tokens for every summary vector, where vectors accumulate and segments fit the model."""
+        if not (self.accumulate_summary and self.summary_length):
+            return range(0)
+        room = self.backbone.max_positions - (self.summary_length if self.backbone.counts_slots else 0)
+        return range(1, room // self.summary_length + 1)
+
+    def _settings_at_ratio(self, ratio: int) -> dict[str, Any]:
+        return {"segment_tokens": ratio * self.summary_length}
+
     def forward(
         self,
         input_ids: Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ctxdocs.compressors.sessions import Session
-
-
-# On a CPU larger batches were slower, in caches too small for them (benchmarks/compress.py --batch-tokens).
-_BATCH_TOKENS = {"cpu": 1024, "accelerator": 65536}
 
 
 class Compressor(nn.Module, abc.ABC):
@@ -132,6 +129,49 @@ class Compressor(nn.Module, abc.ABC):
     def session(self, **options: Any) -> Session:
         """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
 
+    @property
+    def ratios(self) -> range:
+        """Tokens per slot that run settings can choose; empty where the checkpoint's own ratio is the only one."""
+        return range(0)
+
+    def settings_at_ratio(self, ratio: int) -> dict[str, Any]:
+        """Return the run settings that keep one slot for every ``ratio`` tokens, for :meth:`configured`.
+
+        Raises
+        ------
+        InputError
+            If ``ratio`` is none of :attr:`ratios`.
+        """
+        if ratio not in (ratios := self.ratios):
+            raise InputError(
+                f"this {self.method} compressor cannot keep one slot for every {ratio} tokens",
+                f"its ratios are {ratios.start} to {ratios.stop - 1}" if ratios else "its ratio cannot be chosen",
+            )
+        return self._settings_at_ratio(ratio)
+
+    def _settings_at_ratio(self, ratio: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @contextmanager
+    def configured(self, **settings: Any) -> Iterator[None]:
+        """Use other run settings inside the block. They change what is compressed, and not what can be read.
+
+        Raises
+        ------
+        InputError
+            If a setting is none of :attr:`run_settings`.
+        """
+        if unknown := sorted(settings.keys() - self.run_settings.keys()):
+            raise InputError(f"{self.method} has no run setting {unknown[0]!r}", f"it has: {sorted(self.run_settings)}")
+        before = {name: getattr(self, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                setattr(self, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters the method adds to the base model's, by the names of :meth:`own_tensors`."""
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("model.")}
@@ -176,10 +216,9 @@ class Compressor(nn.Module, abc.ABC):
         ids = [self.checked_ids(document, f"document {index}") for index, document in enumerate(documents)]
         if not ids:
             raise InputError("there is nothing to compress: the batch holds no documents")
-        if batch_tokens is None:
-            batch_tokens = _BATCH_TOKENS["cpu" if self.backbone.device.type == "cpu" else "accelerator"]
         memories: dict[int, Memory] = {}
-        for batch in batches_by_length([len(document) for document in ids], batch_tokens):
+        budget = default_batch_tokens(self.backbone.device) if batch_tokens is None else batch_tokens
+        for batch in batches_by_length([len(document) for document in ids], budget):
             memories.update(zip(batch, self.compress_batch([ids[i] for i in batch], **options), strict=True))
         return [memories[index] for index in range(len(ids))]
 
@@ -383,6 +422,12 @@ class Compressor(nn.Module, abc.ABC):
         self._tokenizer()
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
         return encode_parts([*memories, *parts], self.tokenizer)
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Return how many tokens a batch should hold to keep a device busy."""
+    # On a CPU larger batches were slower, in caches too small for them (benchmarks/compress.py --batch-tokens).
+    return 1024 if device.type == "cpu" else 65536
 
 
 def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

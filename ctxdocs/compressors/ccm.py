@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Context, Window
 from ctxdocs.compressors.segments import segments_of, slots_behind_text
-from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.errors import CheckpointError, ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
 from ctxdocs.modeling.kv import KeysValues, recorded_keys_values
@@ -208,6 +208,15 @@ class CCM(Compressor):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def ratios(self) -> range:
+        """One segment of so many tokens for every special token; a merged memory does not grow with its segments."""
+        longest = (self.backbone.max_positions - self.num_comp_tokens) // self.num_comp_tokens
+        return range(0) if self.merges else range(1, longest + 1)
+
+    def _settings_at_ratio(self, ratio: int) -> dict[str, Any]:
+        return {"segment_tokens": ratio * self.num_comp_tokens}
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether segments are read with the memory of those before."""
         return self.attn_type.endswith("_recur")
@@ -321,7 +330,7 @@ class CCM(Compressor):
         """
         longest, limit = max(map(len, documents)), self.backbone.max_positions
         if longest > limit:
-            raise InputError(
+            raise ContextTooLong(
                 f"a document of {longest} tokens takes {longest - limit} positions more than the model's {limit}",
                 "CCM keeps the positions of its text: compress in parts, or stream it through session(window=Window())",
             )

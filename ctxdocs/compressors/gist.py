@@ -248,6 +248,14 @@ class GistCompressor(Compressor):
         """``ratio`` and ``ratio_mix``."""
         return {"ratio": self.ratio, "ratio_mix": self.ratio_mix}
 
+    @property
+    def ratios(self) -> range:
+        """Up to one gist token for the whole stride of a window."""
+        return range(1, self.stride + 1)
+
+    def _settings_at_ratio(self, ratio: int) -> dict[str, Any]:
+        return {"ratio": [ratio]}
+
     @classmethod
     def _published_keys(cls) -> dict[str, str]:
         keys = {name: name for name in ("window", "stride", "attend_prev", "sink_size")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.errors import InputError
+from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory, SoftPrompt
 from ctxdocs.modeling.kv import fill_cache
 from ctxdocs.modeling.layers import AddedStates
@@ -119,13 +119,15 @@ class Layout:
         Raises
         ------
         InputError
-            If nothing runs through the layers, or more positions are needed than the model has.
+            If nothing runs through the layers.
+        ContextTooLong
+            If more positions are needed than the model has.
         """
         if not self._tokens:
             raise InputError("the prompt is empty", "give at least one token")
         limit = self.backbone.max_positions
         if self.offset > limit:
-            raise InputError(
+            raise ContextTooLong(
                 f"the prompt and its memories take {self.offset} positions, "
                 f"{self.offset - limit} more than the model's {limit}",
                 "read fewer memories or shorten the prompt",

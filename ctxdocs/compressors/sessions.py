@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ctxdocs import generation
-from ctxdocs.errors import InputError
+from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.memory import Memory
 
@@ -94,8 +94,9 @@ class Session(abc.ABC):
         Raises
         ------
         InputError
-            If there are none, they lie outside the vocabulary, or reading them would take more positions than the
-            model has; then nothing is read.
+            If there are none, or they lie outside the vocabulary; then nothing is read.
+        ContextTooLong
+            If reading them would take more positions than the model has; then nothing is read either.
         """
         checked = self.compressor.checked_ids(ids, "what is fed")
         self._check_room(len(checked))
@@ -180,7 +181,7 @@ class Session(abc.ABC):
     def _check_room(self, tokens: int) -> None:
         needed, limit = self._positions_for(tokens), self.compressor.backbone.max_positions
         if needed > limit:
-            raise InputError(
+            raise ContextTooLong(
                 f"with {tokens} more token{'s' * (tokens != 1)} the session takes {needed} positions, "
                 f"{needed - limit} more than the model's {limit}",
                 "reset the session, or start another one from its memory()",
