@@ -236,10 +236,10 @@ def test_one_command_makes_a_model_that_loads_and_its_card(data, tmp_path):
     assert main([f"--{name}={value}" for name, value in options.items()]) == 0
     compressor = load_compressor(output)
     memory = compressor.compress(["The river is a stone."])[0]
-    assert memory.slots == RECIPE.summary_length
-    assert compressor.prompt_format.memory.endswith("<|end|>")
+    assert memory.slots == -(-memory.source_tokens // 4)
+    assert compressor.prompt_format.text.endswith("<|end|>")
     figures = json.loads((output / "evaluation.json").read_text())
-    documents = figures["continuation"]["memory"]["documents"]
+    documents = figures["continuation"]["memory 4x"]["documents"]
     card = (output / "README.md").read_text()
     assert documents > 0
     assert f"| {documents} |" in card

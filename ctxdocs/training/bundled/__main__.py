@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctxdocs.errors import CtxdocsError, InputError
+from ctxdocs.errors import CtxdocsError
 from ctxdocs.training.bundled.recipe import PRESETS
 
 
@@ -62,15 +62,14 @@ def _parser() -> argparse.ArgumentParser:
 def measure(cache: Path, output: Path, device: str) -> None:
     """Evaluate the saved compressor on the test split; write ``evaluation.json`` and the model card."""
     from ctxdocs.checkpoints import load_compressor
-    from ctxdocs.compressors.autocompressor import AutoCompressor
     from ctxdocs.training.bundled.card import write_card
     from ctxdocs.training.bundled.checkpoint import Progress
     from ctxdocs.training.bundled.data import load_split
     from ctxdocs.training.bundled.evaluate import evaluate
+    from ctxdocs.training.bundled.memories import memories_of
 
     compressor = load_compressor(output, device=device, dtype="float32")
-    if not isinstance(compressor, AutoCompressor):
-        raise InputError(f"{output} holds a {compressor.method} compressor", "--output names a folder of this script")
+    memories_of(compressor)  # raises where it is not one of this script's
     figures = evaluate(compressor, load_split(cache, "test"))
     text = json.dumps(figures, indent=1, default=dataclasses.asdict)
     (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")

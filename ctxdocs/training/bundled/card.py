@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.training.bundled import sources
 from ctxdocs.training.bundled.checkpoint import Progress
-from ctxdocs.training.bundled.evaluate import CONTEXTS, CONTINUATION_TOKENS, DOCUMENT_TOKENS, Figure
+from ctxdocs.training.bundled.evaluate import CONTINUATION_TOKENS, DOCUMENT_TOKENS, NOTHING, Figure
 from ctxdocs.training.bundled.recipe import PRESETS
 from ctxdocs.training.bundled.train import count_parameters
 
@@ -21,10 +23,15 @@ _TABLES = {
     "minilm": "that of all-MiniLM-L6-v2 (Apache-2.0), carried over to this tokenizer; the layers start from scratch",
     "random": "random",
 }
+_NAMES = {"autocompressor": "AutoCompressor", "beacon": "Activation Beacon"}
+_BEHIND = {
+    "autocompressor": "; each summary vector\nalso names, through the output head, words of its document",
+    "beacon": " into\neverything; the ratio is drawn per step",
+}
 
 _CARD = """# The bundled model
 
-A Llama-architecture AutoCompressor of {millions} million parameters, made by
+A Llama-architecture model of {millions} million parameters with {name} memories, made by
 `python -m ctxdocs.training.bundled --preset {preset}`. It makes the first minutes with ctxdocs real without a
 network and shows what compression keeps. **It is no assistant**: it has read too little to answer most questions,
 from memory or from text. For answers, load a real checkpoint on a GPU.
@@ -33,7 +40,7 @@ from memory or from text. For answers, load a real checkpoint on a GPU.
 |---|---|
 | layers x width, heads, feed-forward | {shape} |
 | tokenizer | byte-level BPE, {vocabulary} tokens |
-| memory | {slots} summary vectors per segment of up to {segment} tokens |
+| memory | {memory} |
 | lengths in training | documents of {lengths} tokens; 1 to {most} memories; plain rows of {plain} tokens |
 | initial token table | {table} |
 | training | {training} |
@@ -68,8 +75,7 @@ words of the greedy answer.
 ## Training
 
 Every step mixes plain text, continuations behind 1 to {most} memories (one of them the right one), documents rebuilt
-from their memory, and questions behind memories and behind text. Gradients flow through the memories. Each summary
-vector also names, through the output head, words of its document.
+from their memory, and questions behind memories and behind text. Gradients flow through the memories{behind}.
 
 {curve}
 
@@ -85,7 +91,7 @@ development and test sets were not used.
 
 
 def write_card(
-    output: Path, compressor: AutoCompressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]
+    output: Path, compressor: Compressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]
 ) -> None:
     """Write ``README.md`` into the model's folder.
 
@@ -105,7 +111,7 @@ def write_card(
     (output / "README.md").write_text(card(compressor, progress, figures, tokens), encoding="utf-8")
 
 
-def card(compressor: AutoCompressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]) -> str:
+def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]) -> str:
     """Return the model card as markdown."""
     recipe, config = PRESETS[progress.preset], compressor.model.config
     return _CARD.format(
@@ -113,8 +119,9 @@ def card(compressor: AutoCompressor, progress: Progress, figures: Mapping[str, A
         preset=progress.preset,
         shape=_shape(config),
         vocabulary=config.vocab_size,
-        slots=compressor.summary_length,
-        segment=compressor.segment_tokens,
+        name=_NAMES[compressor.method],
+        memory=_memory(compressor),
+        behind=_BEHIND[compressor.method],
         lengths=_listed(recipe.document_tokens),
         most=recipe.most_memories,
         plain=_listed(recipe.text_tokens),
@@ -124,16 +131,24 @@ def card(compressor: AutoCompressor, progress: Progress, figures: Mapping[str, A
         document=DOCUMENT_TOKENS,
         continuation=CONTINUATION_TOKENS,
         losses=_table(figures["continuation"], "loss"),
-        gains=_table({name: gain for name, gain in figures["gain"].items() if name != "nothing"}, "saved"),
-        contexts=" | ".join(CONTEXTS),
-        columns="---:|" * (len(CONTEXTS) + 1),
+        gains=_table({name: gain for name, gain in figures["gain"].items() if name != NOTHING}, "saved"),
+        contexts=" | ".join(figures["continuation"]),
+        columns="---:|" * (len(figures["continuation"]) + 1),
         sources=_by_source(figures["continuation_by_source"]),
-        paragraphs=figures["answer_loss"]["memory"].documents,
+        paragraphs=figures["answer_loss"][NOTHING].documents,
         answer_losses=_table(figures["answer_loss"], "loss of the answer"),
         answer_scores=_table(figures["answer_f1"], "F1"),
         curve=_curve(progress),
         data=_data(tokens),
     )
+
+
+def _memory(compressor: Compressor) -> str:
+    if isinstance(compressor, AutoCompressor):
+        return f"{compressor.summary_length} summary vectors per segment of up to {compressor.segment_tokens} tokens"
+    if isinstance(compressor, GistCompressor):
+        return f"keys and values of beacon tokens behind windows of up to {compressor.window} tokens"
+    return compressor.method
 
 
 def _shape(config: PretrainedConfig) -> str:
@@ -151,7 +166,7 @@ def _table(figures: Mapping[str, Figure], header: str) -> str:
 
 def _by_source(figures: Mapping[str, Mapping[str, Figure]]) -> str:
     return "\n".join(
-        f"| {name} | {' | '.join(f'{row[context].mean:.3f}' for context in CONTEXTS)} | {row['nothing'].documents} |"
+        f"| {name} | {' | '.join(f'{figure.mean:.3f}' for figure in row.values())} | {row[NOTHING].documents} |"
         for name, row in figures.items()
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ctxdocs import generation
-from ctxdocs.compressors.autocompressor import AutoCompressor
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.datasets.tokens import TokenSequences
+from ctxdocs.likelihood import likelihoods
 from ctxdocs.memory import Memory
 from ctxdocs.training.bundled.batches import ANSWER_ID, END_ID, QUESTION_ID
 from ctxdocs.training.bundled.data import Questions, Split
+from ctxdocs.training.bundled.tokenizer import END
 
-#: What stands in front of a continuation. ``other memory`` is that of another document: the control.
-CONTEXTS = ("nothing", "memory", "other memory", "text")
+#: What all contexts are compared with. ``other memory`` is that of another document: the control.
+NOTHING = "nothing"
+#: Tokens per slot that memories of gist tokens are measured at.
+RATIOS = (4, 8)
 DOCUMENT_TOKENS = 256
 CONTINUATION_TOKENS = 64
 WINDOWS_PER_DOCUMENT = 4
@@ -50,13 +54,13 @@ class Figure:
     documents: int
 
 
-@torch.inference_mode()
-def evaluate(compressor: AutoCompressor, split: Split) -> dict[str, Any]:
+def evaluate(compressor: Compressor, split: Split) -> dict[str, Any]:
     """Measure a compressor on a split.
 
     Continuations: up to four stretches of 256 + 64 tokens per document, spread evenly; the loss is that of the 64
-    tokens but the first, in nats per token, given the 256 as text, their memory, the memory of another document, or
-    nothing. Questions: the loss of the answer, and F1 of the words of the greedy answer.
+    tokens but the first, in nats per token, given the 256 as text, their memory (at every ratio of the compressor's),
+    the memory of another document, or nothing. Questions: the loss of the answer, and F1 of the words of the greedy
+    answer.
 
     Returns
     -------
@@ -65,20 +69,45 @@ def evaluate(compressor: AutoCompressor, split: Split) -> dict[str, Any]:
         source; ``answer_loss`` and ``answer_f1``. Leaves are :class:`Figure`.
     """
     compressor.eval()
-    losses: dict[str, NDArray[np.float64]] = {}
+    losses: dict[str, dict[str, NDArray[np.float64]]] = {}
     owners: dict[str, NDArray[np.int64]] = {}
     for name, packed in split.texts.items():
         windows, owner = _windows(packed)
         if len(windows):
             losses[name] = _continuation_losses(compressor, windows)
             owners[name] = owner + sum(len(other) for other in split.texts.values()) * len(owners)
-    everything, owner = np.concatenate(list(losses.values())), np.concatenate(list(owners.values()))
+    contexts = next(iter(losses.values()))
+    everything = {context: np.concatenate([part[context] for part in losses.values()]) for context in contexts}
+    owner = np.concatenate(list(owners.values()))
     return {
-        "continuation": _by_context(everything, owner),
-        "gain": _by_context(everything[:, :1] - everything, owner),
-        "continuation_by_source": {name: _by_context(losses[name], owners[name]) for name in losses},
+        "continuation": _figures(everything, owner),
+        "gain": _figures({name: everything[NOTHING] - values for name, values in everything.items()}, owner),
+        "continuation_by_source": {name: _figures(losses[name], owners[name]) for name in losses},
         **_answers(compressor, split.questions),
     }
+
+
+def contexts_of(
+    compressor: Compressor, texts: Sequence[Tensor], others: Sequence[Tensor]
+) -> dict[str, list[list[Tensor | Memory]]]:
+    """Return what stands in front of a continuation or a question, by name of the context, one entry for each text."""
+    closing = [torch.tensor([END_ID])] if END in compressor.prompt_format.memory else []
+
+    def read(documents: Sequence[Tensor]) -> list[list[Tensor | Memory]]:
+        return [[memory, *closing] for memory in compressor.compress_ids(documents)]
+
+    found: dict[str, list[list[Tensor | Memory]]] = {NOTHING: [[] for _ in texts]}
+    if isinstance(compressor, GistCompressor):
+        trained = compressor.ratio
+        for ratio in RATIOS:
+            compressor.ratio = [ratio]
+            found[f"memory {ratio}x"] = read(texts)
+        compressor.ratio = trained
+    else:
+        found["memory"] = read(texts)
+    found["other memory"] = read(others)
+    found["text"] = [[text] for text in texts]
+    return found
 
 
 def _windows(packed: TokenSequences) -> tuple[Tensor, NDArray[np.int64]]:
@@ -94,41 +123,21 @@ def _windows(packed: TokenSequences) -> tuple[Tensor, NDArray[np.int64]]:
     return (torch.stack(windows) if windows else torch.empty(0, size)), np.array(owner, dtype=np.int64)
 
 
-def _continuation_losses(compressor: AutoCompressor, windows: Tensor) -> NDArray[np.float64]:
-    """Return ``[windows, contexts]``."""
-    rows = []
-    memories = torch.cat(
-        [_summaries(compressor, part[:, :DOCUMENT_TOKENS]) for part in windows.split(_WINDOWS_AT_ONCE)]
-    )
+def _continuation_losses(compressor: Compressor, windows: Tensor) -> dict[str, NDArray[np.float64]]:
+    """Return the loss of every window's continuation, by context."""
+    documents, rest = windows.split([DOCUMENT_TOKENS, CONTINUATION_TOKENS], dim=1)
     # Half the windows away lies another document, but for very long ones.
-    others = memories.roll(len(memories) // 2, dims=0)
+    others = documents.roll(len(documents) // 2, dims=0)
+    parts: dict[str, list[float]] = defaultdict(list)
     for at in torch.arange(len(windows)).split(_WINDOWS_AT_ONCE):
-        document, rest = windows[at].to(compressor.backbone.device).split([DOCUMENT_TOKENS, CONTINUATION_TOKENS], dim=1)
-        nothing = compressor.empty_softprompt(len(at))
-        contexts = {
-            "nothing": (nothing, rest),
-            "memory": (memories[at], rest),
-            "other memory": (others[at], rest),
-            "text": (nothing, torch.cat([document, rest], dim=1)),
-        }
-        rows.append(torch.stack([_loss(compressor, *contexts[name]) for name in CONTEXTS], dim=1))
-    return torch.cat(rows).double().cpu().numpy()
+        for name, contexts in contexts_of(compressor, list(documents[at]), list(others[at])).items():
+            prompts = [[*context, row[:1]] for context, row in zip(contexts, rest[at], strict=True)]
+            parts[name] += [-found.mean for found in likelihoods(compressor, prompts, list(rest[at, 1:]))]
+    return {name: np.array(values) for name, values in parts.items()}
 
 
-def _summaries(compressor: AutoCompressor, documents: Tensor) -> Tensor:
-    return compressor.segment(documents.to(compressor.backbone.device), compressor.empty_softprompt(len(documents)))[1]
-
-
-def _loss(compressor: AutoCompressor, softprompt: Tensor, ids: Tensor) -> Tensor:
-    """Return the mean loss of the continuation but its first token, ``[rows]``."""
-    states, _ = compressor.segment(ids, softprompt, summarise=False)
-    logits = compressor.backbone.head(states[:, -CONTINUATION_TOKENS:-1]).float()
-    targets = ids[:, -CONTINUATION_TOKENS + 1 :]
-    return functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(dim=1)
-
-
-def _by_context(values: NDArray[np.float64], owner: NDArray[np.int64]) -> dict[str, Figure]:
-    return {name: bootstrap(values[:, column], owner) for column, name in enumerate(CONTEXTS)}
+def _figures(values: dict[str, NDArray[np.float64]], owner: NDArray[np.int64]) -> dict[str, Figure]:
+    return {name: bootstrap(each, owner) for name, each in values.items()}
 
 
 def bootstrap(values: NDArray[np.float64], owner: NDArray[np.int64]) -> Figure:
@@ -141,49 +150,40 @@ def bootstrap(values: NDArray[np.float64], owner: NDArray[np.int64]) -> Figure:
     return Figure(float(means.mean()), float(low), float(high), len(means))
 
 
-def _answers(compressor: AutoCompressor, questions: Questions) -> dict[str, dict[str, Figure]]:
+def _answers(compressor: Compressor, questions: Questions) -> dict[str, dict[str, Figure]]:
     """Return ``answer_loss`` and ``answer_f1`` by context; a document is a question's context."""
     count = len(questions.context_of)
     chosen = np.linspace(0, count - 1, min(count, _QUESTION_LIMIT)).astype(int)
-    owner = questions.context_of[chosen]
-    losses: dict[str, list[float]] = {name: [] for name in CONTEXTS}
-    scores: dict[str, list[float]] = {name: [] for name in CONTEXTS}
-    for index, context in zip(chosen, owner, strict=True):
-        question, answer = (
-            torch.from_numpy(packed[index].astype(np.int64)) for packed in (questions.questions, questions.answers)
-        )
-        for name, parts in _sources(compressor, questions, int(context)):
-            asked = torch.cat([torch.tensor([QUESTION_ID]), question, torch.tensor([ANSWER_ID])])
-            losses[name].append(_answer_loss(compressor, [*parts, asked], answer))
-            found = generation.generate(
-                compressor, [[*parts, asked]], generation.GenerationOptions(max_new_tokens=_ANSWER_TOKENS)
-            )[0].text
-            scores[name].append(word_f1(found, compressor.tokenizer.decode(answer)))  # type: ignore[union-attr, arg-type]
-    return {
-        "answer_loss": {name: bootstrap(np.array(values), owner) for name, values in losses.items()},
-        "answer_f1": {name: bootstrap(np.array(values), owner) for name, values in scores.items()},
-    }
-
-
-def _sources(
-    compressor: AutoCompressor, questions: Questions, context: int
-) -> Iterator[tuple[str, list[Tensor | Memory]]]:
-    """Yield what stands in front of a question, as a library's prompt has it: a source, and the end token."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
+    options = generation.GenerationOptions(max_new_tokens=_ANSWER_TOKENS)
+    tokenizer: Any = compressor.tokenizer
     end = torch.tensor([END_ID])
-    other = (context + len(questions.contexts) // 2) % len(questions.contexts)
-    texts = [torch.from_numpy(questions.contexts[index].astype(np.int64)) for index in (context, other)]
-    memories = compressor.compress_ids(texts)
-    yield "nothing", []
-    yield "memory", [memories[0], end]
-    yield "other memory", [memories[1], end]
-    yield "text", [texts[0], end]
-
-
-def _answer_loss(compressor: AutoCompressor, prompt: list[Tensor | Memory], answer: Tensor) -> float:
-    targets = torch.cat([answer, torch.tensor([END_ID])]).to(compressor.backbone.device)
-    row = compressor.model_input([*prompt, answer])
-    states = compressor.backbone.run(row.embeds[None], row.positions[None])[0, -len(targets) :]
-    return float(functional.cross_entropy(compressor.backbone.head(states).float(), targets))
+    for part in np.array_split(chosen, -(-len(chosen) // _WINDOWS_AT_ONCE)):
+        owner = questions.context_of[part]
+        texts, others = (
+            [torch.from_numpy(questions.contexts[int(index)].astype(np.int64)) for index in indices]
+            for indices in (owner, (owner + len(questions.contexts) // 2) % len(questions.contexts))
+        )
+        asked, answers = (
+            [torch.from_numpy(packed[int(index)].astype(np.int64)) for index in part]
+            for packed in (questions.questions, questions.answers)
+        )
+        asked = [torch.cat([torch.tensor([QUESTION_ID]), row, torch.tensor([ANSWER_ID])]) for row in asked]
+        for name, contexts in contexts_of(compressor, texts, others).items():
+            closed = [[*context, end] if name == "text" else context for context in contexts]
+            prompts = [[*context, row] for context, row in zip(closed, asked, strict=True)]
+            targets = [torch.cat([answer, end]) for answer in answers]
+            losses[name] += [-found.mean for found in likelihoods(compressor, prompts, targets)]
+            generated = generation.generate(compressor, prompts, options)
+            scores[name] += [
+                word_f1(found.text, tokenizer.decode(answer)) for found, answer in zip(generated, answers, strict=True)
+            ]
+    owner = questions.context_of[chosen]
+    return {
+        "answer_loss": _figures({name: np.array(values) for name, values in losses.items()}, owner),
+        "answer_f1": _figures({name: np.array(values) for name, values in scores.items()}, owner),
+    }
 
 
 def word_f1(found: str, wanted: str) -> float:
