@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from ctxdocs.cli import main
-from ctxdocs.published import PUBLISHED, cached_folder
+from ctxdocs.hub import cached_folder
+from ctxdocs.published import PUBLISHED
 from tests.conftest import tiny_autocompressor
 
 DOCUMENTS = {
