@@ -39,7 +39,8 @@ def models(as_json: bool) -> None:
         # Of an adapter only the base can be here.
         folder = cached_folder(checkpoint.base if checkpoint.drive else checkpoint.name)
         found = "base_cached" if checkpoint.drive else "cached"
-        checkpoints.append({**asdict(checkpoint), "cached": None, found: folder and str(folder)})
+        here = {"cached": None, "base_cached": None, found: folder and str(folder)}
+        checkpoints.append({**asdict(checkpoint), **here})
     if as_json:
         print_json({"methods": list(METHODS), "bundled": bundled, "checkpoints": checkpoints, "drive": CCM_DRIVE})
         return

@@ -80,11 +80,9 @@ _QWEN, _MISTRAL = "Qwen/Qwen2-7B-Instruct", "mistralai/Mistral-7B-Instruct-v0.2"
 _LLAMA = "huggyllama/llama-7b"
 
 
-def _autocompressor(
-    model: str, base: str, positions: int | None, trained_tokens: int, steps: int
-) -> PublishedCheckpoint:
+def _autocompressor(model: str, base: str, *, positions: int | None, tokens: int, steps: int) -> PublishedCheckpoint:
     """Describe one of the models of arXiv 2305.14788; all of them declare the same licence."""
-    is_rmt, window = model.startswith("RMT"), trained_tokens // steps
+    is_rmt, window = model.startswith("RMT"), tokens // steps
     kept = "RMT baseline: keeps the last segment's vectors" if is_rmt else "keeps the vectors of all segments"
     return PublishedCheckpoint(
         name=f"princeton-nlp/{model}",
@@ -95,13 +93,13 @@ def _autocompressor(
         window=window,
         positions=positions,
         licence="apache-2.0",
-        note=f"{kept}; trained on texts of {trained_tokens} tokens",
+        note=f"{kept}; trained on texts of {tokens} tokens",
         # RMT saw segments of this one length, AutoCompressors of many.
         settings={"segment_tokens": window} if is_rmt else {},
     )
 
 
-def _full_attention(model: str, base: str, positions: int | None, trained_tokens: int) -> PublishedCheckpoint:
+def _full_attention(model: str, base: str, *, positions: int | None, tokens: int) -> PublishedCheckpoint:
     """Describe a baseline of the same paper that reads the text itself."""
     return PublishedCheckpoint(
         name=f"princeton-nlp/{model}",
@@ -110,7 +108,7 @@ def _full_attention(model: str, base: str, positions: int | None, trained_tokens
         slots=0,
         positions=positions,
         licence="apache-2.0",
-        note=f"full-attention baseline: no memory; trained on texts of {trained_tokens} tokens",
+        note=f"full-attention baseline: no memory; trained on texts of {tokens} tokens",
     )
 
 
@@ -118,10 +116,11 @@ def _gist(
     name: str,
     method: str,
     base: str,
-    ratios: tuple[int, ...],
+    *,
+    ratios: tuple[int, ...] = (2, 4, 8, 16, 32),
     window: int,
     positions: int,
-    licence: str | None,
+    licence: str | None = None,
     note: str,
 ) -> PublishedCheckpoint:
     """Describe one of the models of arXiv 2401.03462 and 2405.16635."""
@@ -140,7 +139,7 @@ def _gist(
     )
 
 
-def _ccm(name: str, folder: str, slots: int, trained_on: str) -> PublishedCheckpoint:
+def _ccm(name: str, folder: str, *, slots: int, data: str) -> PublishedCheckpoint:
     """Describe one of the adapters of arXiv 2312.03414, for which no licence is declared apart from the code's."""
     chat = name.startswith("llama-2")
     on_top = "" if chat else "; on top of the LoRA llama-7b-no, which lies in the same dataset's folder"
@@ -151,43 +150,38 @@ def _ccm(name: str, folder: str, slots: int, trained_on: str) -> PublishedCheckp
         slots=slots,
         keeps="mean" if "-merge" in name else "all",
         positions=4096 if chat else 2048,
-        note=f"adapter, trained on {trained_on}{on_top}",
+        note=f"adapter, trained on {data}{on_top}",
         drive=f"{folder}/{name}",
     )
 
 
-_ALL_RATIOS = (2, 4, 8, 16, 32)
 _FINE_TUNED = "fine-tuned, with these ratios; its configuration may have more"
 _PRETRAINED = "pretrained only; has no model card"
-_WITH_SINK = "keeps the first token as it is"
+_SINK = "keeps the first token as it is"
 _WEB_AND_TASKS = "RedPajama-v2, MetaICL and SODA"
 _WEB_CHAT_AND_TASKS = "RedPajama-v2, LMSYS-Chat-1M, MetaICL and SODA"
 
 #: Every published checkpoint, method by method.
 PUBLISHED: tuple[PublishedCheckpoint, ...] = (
-    _autocompressor("AutoCompressor-Llama-2-7b-6k", _LLAMA_2, 4096, 6144, 4),
-    _full_attention("FullAttention-Llama-2-7b-6k", _LLAMA_2, None, 6144),
-    _autocompressor("AutoCompressor-2.7b-6k", _OPT_LARGE, 2048, 6144, 4),
-    _autocompressor("RMT-2.7b-8k", _OPT_LARGE, 2048, 8192, 4),
-    _full_attention("FullAttention-2.7b-4k", _OPT_LARGE, 4096, 4096),
-    _autocompressor("AutoCompressor-2.7b-30k", _OPT_LARGE, 2048, 30720, 20),
-    _autocompressor("AutoCompressor-1.3b-30k", _OPT_SMALL, 2048, 30720, 20),
-    _autocompressor("RMT-1.3b-30k", _OPT_SMALL, 2048, 30720, 15),
+    _autocompressor("AutoCompressor-Llama-2-7b-6k", _LLAMA_2, positions=4096, tokens=6144, steps=4),
+    _full_attention("FullAttention-Llama-2-7b-6k", _LLAMA_2, positions=None, tokens=6144),
+    _autocompressor("AutoCompressor-2.7b-6k", _OPT_LARGE, positions=2048, tokens=6144, steps=4),
+    _autocompressor("RMT-2.7b-8k", _OPT_LARGE, positions=2048, tokens=8192, steps=4),
+    _full_attention("FullAttention-2.7b-4k", _OPT_LARGE, positions=4096, tokens=4096),
+    _autocompressor("AutoCompressor-2.7b-30k", _OPT_LARGE, positions=2048, tokens=30720, steps=20),
+    _autocompressor("AutoCompressor-1.3b-30k", _OPT_SMALL, positions=2048, tokens=30720, steps=20),
+    _autocompressor("RMT-1.3b-30k", _OPT_SMALL, positions=2048, tokens=30720, steps=15),
     # activation-beacon-mistral-7b and activation-beacon-llama2-7b-chat are gone: their author has them no more
     # (FlagEmbedding issue 1431). The latter was of an older form of the method, with lists of strides, which is not
     # read here. No published one for Llama-3 could be found, though its training is described.
-    _gist("beacon-qwen-2-7b-instruct", "beacon", _QWEN, (2, 4, 8), 2048, 32768, None, _FINE_TUNED),
-    _gist("beacon-qwen-2-7b-instruct-pretrain", "beacon", _QWEN, _ALL_RATIOS, 2048, 32768, None, _PRETRAINED),
-    _gist("ultragist-llama2-7b-chat", "ultragist", _LLAMA_2_CHAT, _ALL_RATIOS, 1024, 4096, "mit", _WITH_SINK),
-    _gist("ultragist-mistral-7b-inst", "ultragist", _MISTRAL, _ALL_RATIOS, 2048, 32768, "mit", _WITH_SINK),
-    # The drive holds more, those for MetaICL among them; what their folders are called could not be found out.
-    _ccm("llama-7b-no-online-concat_recur-ntok2", "unified/finetune", 2, "MetaICL and SODA"),
-    _ccm("llama-7b-no-online-merge_recur-ntok8", "unified/finetune", 8, "MetaICL and SODA"),
-    _ccm("llama-2-7b-chat-online-concat_recur-ntok2-sink_pajama", "pretrain", 2, _WEB_AND_TASKS),
-    _ccm("llama-2-7b-chat-online-merge_recur-ntok8-sink", "pretrain", 8, _WEB_CHAT_AND_TASKS),
-    _ccm("llama-7b-no-online-concat_recur-ntok2-sink", "pretrain/finetune", 2, _WEB_CHAT_AND_TASKS),
-    _ccm("llama-7b-no-online-merge_recur-ntok2", "dialog", 2, "DailyDialog"),
-    _ccm("llama-7b-no-online-merge-ntok4", "lamp/finetune", 4, "LaMP-2"),
+    _gist(
+        "beacon-qwen-2-7b-instruct", "beacon", _QWEN, ratios=(2, 4, 8), window=2048, positions=32768, note=_FINE_TUNED
+    ),
+    _gist("beacon-qwen-2-7b-instruct-pretrain", "beacon", _QWEN, window=2048, positions=32768, note=_PRETRAINED),
+    _gist(
+        "ultragist-llama2-7b-chat", "ultragist", _LLAMA_2_CHAT, window=1024, positions=4096, licence="mit", note=_SINK
+    ),
+    _gist("ultragist-mistral-7b-inst", "ultragist", _MISTRAL, window=2048, positions=32768, licence="mit", note=_SINK),
     PublishedCheckpoint(
         name="fcyp/RCC_Ins_Reconstruction",
         method="rcc",
@@ -199,6 +193,14 @@ PUBLISHED: tuple[PublishedCheckpoint, ...] = (
         # Its configuration is that of the base model.
         settings={"ratio": 32, "window": 2048},
     ),
+    # The drive holds more, those for MetaICL among them; what their folders are called could not be found out.
+    _ccm("llama-7b-no-online-concat_recur-ntok2", "unified/finetune", slots=2, data="MetaICL and SODA"),
+    _ccm("llama-7b-no-online-merge_recur-ntok8", "unified/finetune", slots=8, data="MetaICL and SODA"),
+    _ccm("llama-2-7b-chat-online-concat_recur-ntok2-sink_pajama", "pretrain", slots=2, data=_WEB_AND_TASKS),
+    _ccm("llama-2-7b-chat-online-merge_recur-ntok8-sink", "pretrain", slots=8, data=_WEB_CHAT_AND_TASKS),
+    _ccm("llama-7b-no-online-concat_recur-ntok2-sink", "pretrain/finetune", slots=2, data=_WEB_CHAT_AND_TASKS),
+    _ccm("llama-7b-no-online-merge_recur-ntok2", "dialog", slots=2, data="DailyDialog"),
+    _ccm("llama-7b-no-online-merge-ntok4", "lamp/finetune", slots=4, data="LaMP-2"),
 )
 
 
