@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ctxdocs import CheckpointError, InputError, load_compressor
+from ctxdocs.checkpoint_files import read_weights
 
-from .conftest import tiny_autocompressor
+from .conftest import tiny_autocompressor, tiny_ccm
+from .published_samples import CONFIGS, STORAGE, made, write_ccm, write_checkpoint, write_llama
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = GOLDEN / "autocompressor-llama-explicit"
@@ -74,23 +76,46 @@ def test_dtype_may_be_chosen_and_is_part_of_the_identity(tiny_checkpoint):
     assert half.fingerprint != load_compressor(tiny_checkpoint).fingerprint
 
 
-def test_the_published_format_is_read_from_shards_and_from_bin_files(published):
-    whole = load_compressor(published)
-    assert whole.summary_length == 4
-    weights = load_file(published / "model.safetensors")
-    (published / "model.safetensors").unlink()
-    names = sorted(weights)
-    shards = {"model-00001-of-00002": names[::2], "model-00002-of-00002": names[1::2]}
-    index = {}
-    for shard, own in shards.items():
-        save_file({name: weights[name] for name in own}, published / f"{shard}.safetensors")
-        index.update(dict.fromkeys(own, f"{shard}.safetensors"))
-    (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert same_weights(load_compressor(published), whole)
-    for path in published.glob("model*"):
-        path.unlink()
-    torch.save(weights, published / "pytorch_model.bin")
-    assert same_weights(load_compressor(published), whole)
+@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_published_format_is_read_from_one_file_and_from_shards(kind, storage, tmp_path):
+    compressor = made(kind)
+    folder = write_checkpoint(tmp_path / "published", kind, storage)
+    assert ("model.safetensors" in {path.name for path in folder.iterdir()}) == (storage == "safetensors")
+    loaded = load_compressor(folder, method=compressor.method, device="cpu")
+    assert same_weights(loaded, compressor)
+    assert loaded.format_settings == compressor.format_settings
+    assert loaded.fingerprint == compressor.fingerprint
+    ids = [list(range(20, 60)), [7, 8, 9]]
+    for memory, other in zip(loaded.compress_ids(ids), compressor.compress_ids(ids), strict=True):
+        torch.testing.assert_close(memory.tensors(), other.tensors())
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_an_adapters_base_may_be_in_an_old_format(storage, tmp_path):
+    folder = write_ccm(tmp_path / "chat-online-concat_recur-ntok2", "concat_recur", 2)
+    base = write_llama(tmp_path / "base", storage)
+    assert "model.layers.1.self_attn.rotary_emb.inv_freq" in read_weights(base)
+    compressor = tiny_ccm(lora_rank=4)
+    loaded = load_compressor(folder, base_model=base, device="cpu")
+    assert same_weights(loaded, compressor)
+    assert loaded.fingerprint == compressor.fingerprint
+    ids = list(range(20, 60))
+    torch.testing.assert_close(loaded.compress_ids([ids])[0].keys, compressor.compress_ids([ids])[0].keys)
+
+
+def test_of_a_table_with_too_many_rows_the_first_are_taken(tmp_path):
+    base = write_llama(tmp_path / "base")
+    exact, longer = (
+        load_compressor(
+            write_ccm(tmp_path / str(rows) / "chat-online-merge_recur-ntok2", "merge_recur", 2, rows=rows),
+            base_model=base,
+            device="cpu",
+        )
+        for rows in (0, 3)
+    )
+    assert exact.comp_embeddings.weight.shape == (4, 32)
+    assert longer.fingerprint == exact.fingerprint
 
 
 def test_a_tied_head_may_be_in_the_file_or_not(tmp_path):
@@ -205,6 +230,15 @@ def test_an_adapter_finds_its_base(adapter):
     edit(adapter / "adapter_config.json", base_model_name_or_path=str(base))
     assert same_weights(load_compressor(adapter), given)
     assert same_weights(load_compressor(base), given)
+    # As older versions of peft saved it, or as a running model names its factors.
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(
+        {name.replace(".weight", ".default.weight"): t for name, t in tensors.items() if "lora" in name}
+        | {name: t for name, t in tensors.items() if "lora" not in name},
+        adapter / "adapter_model.bin",
+    )
+    assert same_weights(load_compressor(adapter), given)
 
 
 def test_an_adapter_on_the_wrong_base_is_refused(adapter, tmp_path):

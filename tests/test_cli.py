@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from ctxdocs.cli import main
-from ctxdocs.published import PUBLISHED, cached_folder
+from ctxdocs.hub import cached_folder
+from ctxdocs.published import CCM_DRIVE, PUBLISHED
 from tests.conftest import tiny_autocompressor
 
 DOCUMENTS = {
@@ -377,6 +378,41 @@ def test_models_lists_what_is_published_and_what_is_here(tmp_path, monkeypatch):
     assert cached_folder(whole) == tmp_path / f"models--{whole.replace('/', '--')}" / "snapshots" / "0"
     text = run("models").stdout
     assert all(checkpoint.name in text for checkpoint in PUBLISHED)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_models_says_where_adapters_and_their_bases_come_from(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    adapters = [checkpoint for checkpoint in PUBLISHED if checkpoint.drive]
+    base = adapters[0].base
+    cached(tmp_path, base, {"config.json": "{}", "model.safetensors": ""})
+    rows = {row["name"]: row for row in run_json("models")["checkpoints"]}
+    for adapter in adapters:
+        row = rows[adapter.name]
+        assert (row["cached"], row["drive"], row["base"]) == (None, adapter.drive, adapter.base)
+        assert bool(row["base_cached"]) == (adapter.base == base)
+    assert rows[PUBLISHED[0].name]["base_cached"] is None
+    text = run("models").stdout
+    assert CCM_DRIVE in text
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert all(lines[adapter.name][1] == adapter.base for adapter in adapters)
+    assert {adapter.name: lines[adapter.name][-1] == "yes" for adapter in adapters} == {
+        adapter.name: adapter.base == base for adapter in adapters
+    }
+
+
+def test_models_tells_how_much_a_text_shrinks():
+    lines = {line.split("  ")[0]: line for line in run("models").stdout.splitlines()}
+    for name, size in {
+        "princeton-nlp/AutoCompressor-2.7b-6k": "50 per segment",
+        "princeton-nlp/RMT-2.7b-8k": "50 per text",
+        "princeton-nlp/FullAttention-2.7b-4k": "none",
+        "namespace-Pt/ultragist-mistral-7b-inst": "1 per 2-32 tokens",
+        "fcyp/RCC_Ins_Reconstruction": "1 per 32 tokens",
+        "llama-7b-no-online-concat_recur-ntok2": "2 per segment",
+        "llama-7b-no-online-merge_recur-ntok8": "8 per text",
+    }.items():
+        assert f"  {size}  " in lines[name]
 
 
 def test_models_lists_the_bundled_model_where_there_is_one(tiny_checkpoint, tmp_path, monkeypatch):
@@ -386,13 +422,6 @@ def test_models_lists_the_bundled_model_where_there_is_one(tiny_checkpoint, tmp_
     bundled = run_json("models")["bundled"]
     assert (bundled["method"], bundled["slots"], bundled["cached"]) == ("autocompressor", 4, str(tiny_checkpoint))
     assert "\nbundled " in run("models").stdout
-
-
-def test_published_checkpoints_are_distinct_and_readable():
-    from ctxdocs.compressors import METHODS
-
-    assert len({checkpoint.name for checkpoint in PUBLISHED}) == len(PUBLISHED)
-    assert {checkpoint.method for checkpoint in PUBLISHED} <= METHODS.keys()
 
 
 # errors and streams

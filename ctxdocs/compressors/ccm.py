@@ -9,10 +9,11 @@ They do not count as positions, so the text that follows continues where the seg
 side, ``merge_recur`` (CCM-merge) keeps their mean, a memory of constant size. ``concat`` and ``merge`` do the same,
 but read every segment without the memory. With ``sink`` the first token (a bos, in training) stays in the memory.
 
-The authors publish adapter folders (``adapter_config.json`` and weights), to be loaded with ``base_model=...``. A
-folder's name carries what its files do not say: ``llama-7b-no-online-merge_recur-ntok8-sink`` is CCM-merge with eight
-special tokens and a sink, on top of the LoRA adapter ``llama-7b-no``, which is looked for beside it (or pass
-``finetune=...``). In a folder of another name pass ``attn_type=...`` and ``sink=...``.
+The authors publish adapter folders (``adapter_config.json`` and weights). The base of those in ``ctxdocs.published`` is
+known; others need ``base_model=...``. A folder's name carries what its files do not say:
+``llama-7b-no-online-merge_recur-ntok8-sink`` is CCM-merge with eight special tokens and a sink, on top of the LoRA
+adapter ``llama-7b-no``, which is looked for beside it (or pass ``finetune=...``). In a folder of another name pass
+``attn_type=...`` and ``sink=...``.
 """
 
 from __future__ import annotations

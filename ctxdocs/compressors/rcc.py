@@ -9,8 +9,8 @@ A text that does not fill its windows is continued to the left by itself, over a
 of exactly one window is left alone; one of several whole windows gets another window in front, as the authors have
 it. So a short text costs a whole window, to compress and to read.
 
-The published checkpoint says nothing of ``ratio`` and ``window``; give them to ``load_compressor(...,
-method="rcc")`` where they are not the published ones.
+The published checkpoint says nothing of its method, ``ratio`` and ``window``. They are known by its name; a copy of it
+needs ``load_compressor(..., method="rcc")``.
 
 The published model also *reconstructs instructions*: compress :func:`with_instruction`, generate behind
 ``RECONSTRUCTION_PROMPT``, and take :func:`answer_of` what it wrote. Or ask as a library does, with the instruction
