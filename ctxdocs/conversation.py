@@ -81,10 +81,10 @@ class ChatFormat:
 
     @classmethod
     def _of_template(cls, tokenizer: PreTrainedTokenizerBase, system: str | None) -> ChatFormat:
-        start = [{"role": "system", "content": system}] if system else []
+        start: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         turns = [*start, {"role": "user", "content": _FIRST}, {"role": "assistant", "content": _ANSWER}]
         try:
-            text = tokenizer.apply_chat_template(
+            text: Any = tokenizer.apply_chat_template(
                 [*turns, {"role": "user", "content": _SECOND}], tokenize=False, add_generation_prompt=True
             )
             opening, _, rest = text.partition(_FIRST)
