@@ -172,8 +172,8 @@ def test_files_without_records_and_wrong_arguments_are_refused(tmp_path):
     ]:
         with pytest.raises(CtxdocsError, match=message):
             call()
-    with pytest.raises(StorageError, match="none"):
-        write_records(tmp_path / "none" / "x.jsonl", [])
+    with pytest.raises(StorageError, match="cannot be made"):
+        write_records(full / "x.jsonl", [])
 
 
 def test_writing_that_stops_half_way_leaves_what_was_there(tmp_path):

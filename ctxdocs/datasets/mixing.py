@@ -17,7 +17,7 @@ from ctxdocs.errors import InputError
 
 #: Where a distractor is drawn from: other titles, the same title, or what shares most words with the question.
 Distractors = Literal["random", "same-title", "nearest"]
-_KINDS = ("random", "same-title", "nearest")
+KINDS = ("random", "same-title", "nearest")
 _NEAREST = 20
 
 
@@ -128,8 +128,8 @@ def mix_contexts(
 
 def _shares(distractors: Distractors | Mapping[Distractors, float]) -> dict[str, float]:
     shares: dict[str, float] = {distractors: 1.0} if isinstance(distractors, str) else dict(distractors.items())
-    if not shares or not set(shares) <= set(_KINDS) or min(shares.values()) < 0 or not sum(shares.values()):
-        raise InputError(f"distractors cannot be {distractors!r}", f"one of {', '.join(_KINDS)}, or the share of each")
+    if not shares or not set(shares) <= set(KINDS) or min(shares.values()) < 0 or not sum(shares.values()):
+        raise InputError(f"distractors cannot be {distractors!r}", f"one of {', '.join(KINDS)}, or the share of each")
     return shares
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-_WORD = re.compile(r"\w+")
+from ctxdocs.datasets.words import words_of
+
 _K1, _B = 1.2, 0.75
 
 
@@ -48,8 +48,3 @@ class WordIndex:
                 scores[self._texts[entries]] += self._weights[entries]
         best = np.argsort(-scores, kind="stable")[:count]
         return [int(index) for index in best if scores[index] > 0]
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
-    return _WORD.findall(text.lower())

@@ -161,7 +161,7 @@ def _parse_question(values: dict[str, Any], place: str) -> Question:
         relevant,
         title=_string(values, "title"),
         id=_identity(values),
-        source=_string(values, "source") or _string(values, "dataset"),
+        source=_string(values, "dataset") or _string(values, "source"),
         place=place,
         options=_strings(values, "options"),
         split=_string(values, "split"),
@@ -183,7 +183,7 @@ def _contexts(values: dict[str, Any]) -> tuple[str, ...]:
     if key not in values:
         raise RecordProblem("neither 'context' nor 'contexts'", 'give "context": "..." or "contexts": ["...", ...]')
     found = values[key]
-    if found is None or found == "":
+    if found == "":
         return ()
     if isinstance(found, str):
         return (_text(values, key),)
