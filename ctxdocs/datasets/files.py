@@ -6,7 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple, cast
@@ -164,7 +164,7 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(f"{path.name}.part")
     try:
         try:
-            with _open_packed(path, partial) as file:
+            with partial.open("wb") as raw, _packed(path, raw) as file:
                 yield file
             partial.replace(path)
         except OSError as error:
@@ -187,14 +187,15 @@ def make_folder(path: Path) -> None:
         raise StorageError(f"{path}: the folder cannot be made ({error.strerror or error})") from error
 
 
-def _open_packed(path: Path, partial: Path) -> IO[bytes]:
+def _packed(path: Path, raw: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """Return what compresses into ``raw`` as the path's suffix says; closing it leaves ``raw`` open."""
     if path.suffix == ".zst":
         compressor = _zstandard(path).ZstdCompressor(level=_ZSTD_LEVEL)
-        return cast("IO[bytes]", compressor.stream_writer(partial.open("wb"), closefd=True))
+        return cast("IO[bytes]", compressor.stream_writer(raw, closefd=False))
     if path.suffix == ".gz":
         # Without a name and a time inside, the same records make the same file.
-        return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", fileobj=partial.open("wb"), mtime=0))
-    return partial.open("wb")
+        return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+    return nullcontext(raw)
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
