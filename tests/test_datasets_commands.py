@@ -232,6 +232,9 @@ def test_answers_are_tested_by_their_sentences():
     assert compared_texts(asked, 8) == ["Nothing. It was built (in 1874). It burnt"]
     assert compared_texts(asked, 99)[0].startswith("Nothing. It was")
     assert compared_texts(asked, 3, "contexts") == list(asked.contexts)
+    reaching = Question("Who?", ("U.S. Army", "the army"), ("It was built by the U.S. Army in a year.",), (0,))
+    assert compared_texts(reaching, 3) == ["It was built by the U.S. Army in a year"]
+    assert compared_texts(Question("Which?", ("!",), ("?! ...",), (0,)), 3) == []
     judged = Question("Is it?", ("yes",), ("It is. Or not.", "Else."), (0,))
     assert compared_texts(judged, 3) == ["It is. Or not."]
     assert compared_texts(Question("Why?", ("a",), (), ()), 3) == ["Why?"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -12,7 +13,7 @@ from typing import IO, Any, Literal
 from ctxdocs.datasets.files import PathsLike, find_files, is_records_file, writing
 from ctxdocs.datasets.ngrams import NgramHasher, NgramIndex
 from ctxdocs.datasets.reading import OnError, Skipped, read_records, record_line
-from ctxdocs.datasets.records import Document, Question, Record, holds_answer
+from ctxdocs.datasets.records import Document, Question, Record, answer_spans, holds_answer
 from ctxdocs.datasets.words import word_spans, words_of
 from ctxdocs.errors import InputError
 
@@ -156,20 +157,22 @@ def compared_texts(record: Record, n: int, compare: Compare = "answers") -> list
     return [sentence for text in contexts for sentence in _answer_sentences(text, record.answers, n)]
 
 
-def _answer_sentences(text: str, answers: Iterable[str], n: int) -> Iterator[str]:
-    answers = list(answers)
-    start = 0
-    words: list[tuple[int, int]] = []
-    for end in [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]:
-        if holds_answer(text[start:end], answers):
-            words = words or word_spans(text)
-            first = sum(begin < start for begin, _ in words)
-            after = sum(begin < end for begin, _ in words)
-            missing = max(n - (after - first), 0)
-            first = max(min(first - missing // 2, len(words) - n), 0)
-            after = min(max(after, first + n), len(words))
-            yield text[words[first][0] : words[after - 1][1]]
-        start = end
+def _answer_sentences(text: str, answers: Sequence[str], n: int) -> Iterator[str]:
+    ends = [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    starts = [0, *ends[:-1]]
+    # An answer may reach over what looks like the end of a sentence: "the U.S. Army".
+    sentences = {
+        (starts[bisect_right(starts, begin) - 1], ends[bisect_left(ends, stop)]): None
+        for begin, stop in answer_spans(text, answers)
+    }
+    words = word_spans(text) if sentences else []
+    for start, end in sentences if words else ():
+        first = sum(begin < start for begin, _ in words)
+        after = sum(begin < end for begin, _ in words)
+        missing = max(n - (after - first), 0)
+        first = max(min(first - missing // 2, len(words) - n), 0)
+        after = min(max(after, first + n), len(words))
+        yield text[words[first][0] : words[after - 1][1]]
 
 
 def _index(records: Iterable[Record], compare: Compare, report: OverlapReport) -> tuple[NgramIndex, list[str]]:
