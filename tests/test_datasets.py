@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -172,8 +173,8 @@ def test_files_without_records_and_wrong_arguments_are_refused(tmp_path):
     ]:
         with pytest.raises(CtxdocsError, match=message):
             call()
-    with pytest.raises(StorageError, match="none"):
-        write_records(tmp_path / "none" / "x.jsonl", [])
+    with pytest.raises(StorageError, match="cannot be made"):
+        write_records(full / "x.jsonl", [])
 
 
 def test_writing_that_stops_half_way_leaves_what_was_there(tmp_path):
@@ -186,6 +187,18 @@ def test_writing_that_stops_half_way_leaves_what_was_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_records(path, stopped())
     assert texts(read_records(tmp_path)) == ["0", "1"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    write_records(path, [Document("old")])
+    (tmp_path / f"x{suffix}.part").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=rf"x{suffix}: cannot be written \(No space"):
+        write_records(path, [Document("new")])
+    assert texts(read_records(path)) == ["old"]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctxdocs.corpus import file_digest
 from ctxdocs.datasets import Document, Question, write_records
 from ctxdocs.datasets.packing import PackedRows, Position, pack_rows
 from ctxdocs.datasets.tokenising import BatchEncoder, load_token_file, load_tokenizer, tokenise_files
@@ -59,6 +61,14 @@ def test_writing_that_stops_half_way_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError), TokenWriter(tmp_path / "file" / "x"):
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "x.tokens.npy.part").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="x: tokens cannot be written"):
+        TokenSequences.pack([[1] * 9000]).save(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_token_files_are_refused(tmp_path):
@@ -168,7 +178,7 @@ def test_files_are_tokenised_once(tmp_path, tokenizer, tokenizer_file):
     path = tmp_path / "x.jsonl"
     write_records(path, [Document("One two."), Document(LONG)])
     info = tokenise_files(path, tokenizer, tmp_path / "out" / "x")
-    assert (info.sequences, info.skipped, info.sources) == (2, 0, [["x.jsonl", path.stat().st_size]])
+    assert (info.sequences, info.skipped, info.sources) == (2, 0, [["x.jsonl", file_digest(path)]])
     found = load_token_file(tmp_path / "out" / "x", load_tokenizer(tokenizer_file))
     assert found[0].tolist() == tokenizer("One two.")["input_ids"]
     assert len(found.tokens) == info.tokens

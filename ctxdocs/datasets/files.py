@@ -6,7 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple, cast
@@ -39,6 +39,11 @@ class Line(NamedTuple):
 PathsLike = str | Path | Iterable[str | Path]
 
 
+def is_records_file(path: str | Path) -> bool:
+    """Return whether a path's suffix is one of :data:`SUFFIXES`."""
+    return Path(path).name.endswith(SUFFIXES)
+
+
 def find_files(paths: PathsLike) -> list[Path]:
     """List files of JSON lines: the files named, and those in the folders named, sorted.
 
@@ -50,7 +55,7 @@ def find_files(paths: PathsLike) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if is_records_file(file) and file.is_file())
             visible = [file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)]
             if not visible:
                 raise InputError(f"{path}: no JSON lines in this folder", f"files end in {', '.join(SUFFIXES)}")
@@ -97,6 +102,18 @@ def read_lines(path: str | Path, *, on_empty: Callable[[DocumentError], None] | 
         yield Line(path, number, data)
 
 
+def read_json(path: str | Path) -> Any:
+    """Return the JSON value that a whole file holds, compressed or not.
+
+    Raises
+    ------
+    DocumentError
+        As for :func:`parse_line`.
+    """
+    data = b"\n".join(_raw_lines(Path(path))).removeprefix(_BOM)
+    return _parse(data, str(path), "file")
+
+
 def parse_line(line: Line) -> Any:
     """Return the JSON value of a line.
 
@@ -105,29 +122,30 @@ def parse_line(line: Line) -> Any:
     DocumentError
         If the line is not UTF-8, is no JSON, or holds text that UTF-8 cannot store.
     """
+    return _parse(line.data, line.place, "line")
+
+
+def _parse(data: bytes, place: str, unit: str) -> Any:
     try:
-        text = line.data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DocumentError(
-            f"{line.place}: not UTF-8 (byte {error.start + 1} of the line)", "save the file as UTF-8"
+            f"{place}: not UTF-8 (byte {error.start + 1} of the {unit})", "save the file as UTF-8"
         ) from error
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise DocumentError(
-            f"{line.place}: broken JSON at character {error.pos + 1} ({error.msg})",
-            "every line holds one whole JSON object",
+            f"{place}: broken JSON at character {error.pos + 1} ({error.msg})", f"the {unit} should be one JSON value"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
-        raise DocumentError(
-            f"{line.place}: JSON that cannot be read ({error})", "correct or remove the line"
-        ) from error
-    if b"\\ud" in line.data or b"\\uD" in line.data:
+        raise DocumentError(f"{place}: JSON that cannot be read ({error})", "correct or remove it") from error
+    if b"\\ud" in data or b"\\uD" in data:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise DocumentError(
-                f"{line.place}: half of a surrogate pair, which is no character", "replace it by \\ufffd"
+                f"{place}: half of a surrogate pair, which is no character", "replace it by \\ufffd"
             ) from error
     return value
 
@@ -139,13 +157,14 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
     Raises
     ------
     StorageError
-        If writing fails (no such folder, no permission, disk full). What was there before is left as it was.
+        If writing fails (no permission, disk full). What was there before is left as it was.
     """
     path = Path(path)
+    make_folder(path.parent)
     partial = path.with_name(f"{path.name}.part")
     try:
         try:
-            with _open_packed(path, partial) as file:
+            with partial.open("wb") as raw, _packed(path, raw) as file:
                 yield file
             partial.replace(path)
         except OSError as error:
@@ -154,24 +173,29 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def write_json_lines(path: str | Path, values: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object per line; return how many."""
-    count = 0
-    with writing(path) as file:
-        for value in values:
-            file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-            count += 1
-    return count
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: the folder cannot be made ({error.strerror or error})") from error
 
 
-def _open_packed(path: Path, partial: Path) -> IO[bytes]:
+def _packed(path: Path, raw: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """Return what compresses into ``raw`` as the path's suffix says; closing it leaves ``raw`` open."""
     if path.suffix == ".zst":
         compressor = _zstandard(path).ZstdCompressor(level=_ZSTD_LEVEL)
-        return cast("IO[bytes]", compressor.stream_writer(partial.open("wb"), closefd=True))
+        return cast("IO[bytes]", compressor.stream_writer(raw, closefd=False))
     if path.suffix == ".gz":
         # Without a name and a time inside, the same records make the same file.
-        return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", fileobj=partial.open("wb"), mtime=0))
-    return partial.open("wb")
+        return cast("IO[bytes]", gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+    return nullcontext(raw)
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

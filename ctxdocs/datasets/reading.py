@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ctxdocs.datasets.files import Line, PathsLike, find_files, parse_line, read_lines, write_json_lines
+from ctxdocs.datasets.files import Line, PathsLike, find_files, parse_line, read_lines, writing
 from ctxdocs.datasets.records import Record, RecordProblem, parse_record, to_json
 from ctxdocs.errors import DocumentError, InputError
 
@@ -76,7 +77,17 @@ def read_records(path: PathsLike, *, on_error: OnError = "raise", skipped: Skipp
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write records as JSON lines, compressed as the suffix says; return how many. See :func:`read_records`."""
-    return write_json_lines(path, map(to_json, records))
+    count = 0
+    with writing(path) as file:
+        for record in records:
+            file.write(record_line(record))
+            count += 1
+    return count
+
+
+def record_line(record: Record) -> bytes:
+    """Return a record as a line of a file."""
+    return json.dumps(to_json(record), ensure_ascii=False).encode() + b"\n"
 
 
 def lines_of(file: Path, on_error: OnError, skipped: Skipped) -> Iterator[Line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -135,8 +135,14 @@ def find_relevant(contexts: Sequence[str], answers: Sequence[str]) -> tuple[int,
 
 def holds_answer(text: str, answers: Sequence[str]) -> bool:
     """Return whether one of the answers stands in the text as whole words, in capitals or not."""
+    return next(answer_spans(text, answers), None) is not None
+
+
+def answer_spans(text: str, answers: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield where answers stand in a text, as :func:`holds_answer` has it: first character, and the one behind."""
     wanted = "|".join(re.escape(answer.strip()) for answer in answers if answer.strip())
-    return bool(wanted) and re.search(rf"(?<!\w)(?:{wanted})(?!\w)", text, re.IGNORECASE) is not None
+    if wanted:
+        yield from (match.span() for match in re.finditer(rf"(?<!\w)(?:{wanted})(?!\w)", text, re.IGNORECASE))
 
 
 def _parse_question(values: dict[str, Any], place: str) -> Question:
@@ -161,7 +167,7 @@ def _parse_question(values: dict[str, Any], place: str) -> Question:
         relevant,
         title=_string(values, "title"),
         id=_identity(values),
-        source=_string(values, "source") or _string(values, "dataset"),
+        source=_string(values, "dataset") or _string(values, "source"),
         place=place,
         options=_strings(values, "options"),
         split=_string(values, "split"),
@@ -183,7 +189,7 @@ def _contexts(values: dict[str, Any]) -> tuple[str, ...]:
     if key not in values:
         raise RecordProblem("neither 'context' nor 'contexts'", 'give "context": "..." or "contexts": ["...", ...]')
     found = values[key]
-    if found is None or found == "":
+    if found == "":
         return ()
     if isinstance(found, str):
         return (_text(values, key),)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ctxdocs.datasets.drawing import below, generator, weighted
 from ctxdocs.datasets.files import Line, PathsLike, find_files
 from ctxdocs.datasets.reading import OnError, Skipped, checked, lines_of, no_record, record_of
 from ctxdocs.datasets.records import Record
@@ -67,7 +68,7 @@ def stream_records(
     groups = [find_files(names)] if weights is None else [find_files(name) for name in names]
     skipped = skipped if skipped is not None else Skipped()
     checked(on_error)
-    return _stream(groups, weights, random.Random(f"{seed}/{epoch}"), start, buffer, on_error, skipped)
+    return _stream(groups, weights, generator(seed, epoch), start, buffer, on_error, skipped)
 
 
 def _stream(
@@ -110,7 +111,7 @@ def _once(files: Sequence[Path], rng: random.Random, on_error: OnError, skipped:
     """Read all files side by side, each once; large ones are drawn from more often, so that all end together."""
     live = [(file.stat().st_size, _lines(file, on_error, skipped)) for file in files]
     while live:
-        chosen = _weighted([size for size, _ in live], rng)
+        chosen = weighted([size for size, _ in live], rng)
         line = next(live[chosen][1], None)
         if line is None:
             del live[chosen]
@@ -125,7 +126,7 @@ def _repeated(
     live = [_once(group, rng, on_error, skipped) for group in groups]
     through = [False] * len(groups)
     while True:
-        chosen = _weighted(weights, rng)
+        chosen = weighted(weights, rng)
         line = next(live[chosen], None)
         if line is None:
             through[chosen] = True
@@ -146,16 +147,6 @@ def _lines(file: Path, on_error: OnError, skipped: Skipped) -> Iterator[Line]:
 
 
 def _drawn(held: list[Line], rng: random.Random) -> Line:
-    # Of random.Random, only random() is promised to stay the same from one Python version to the next.
-    chosen = int(rng.random() * len(held))
+    chosen = below(len(held), rng)
     held[chosen], held[-1] = held[-1], held[chosen]
     return held.pop()
-
-
-def _weighted(weights: Sequence[float], rng: random.Random) -> int:
-    point = rng.random() * sum(weights)
-    for index, weight in enumerate(weights):
-        point -= weight
-        if point < 0:
-            return index
-    return len(weights) - 1

@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ctxdocs.corpus import file_digest
 from ctxdocs.datasets.files import PathsLike, find_files
 from ctxdocs.datasets.reading import OnError, Skipped, read_records
 from ctxdocs.datasets.records import Document
@@ -105,7 +106,7 @@ class TokenFileInfo:
     tokenizer : str
         :attr:`BatchEncoder.fingerprint` of the tokenizer.
     sources : list
-        ``[name, bytes]`` of every file read.
+        ``[name, sha256]`` of every file read.
     """
 
     sequences: int
@@ -113,7 +114,7 @@ class TokenFileInfo:
     skipped: int
     vocabulary: int
     tokenizer: str
-    sources: list[list[Any]]
+    sources: list[list[str]]
 
     @classmethod
     def load(cls, stem: str | Path) -> TokenFileInfo | None:
@@ -139,7 +140,7 @@ def tokenise_files(
         As :class:`BatchEncoder` takes it.
     stem : path
         ``stem.tokens.npy``, ``stem.offsets.npy`` and, last, ``stem.json`` are written. If ``stem.json`` names the
-        same files, their sizes and the tokenizer, nothing is done.
+        same files, by content, and the tokenizer, nothing is done.
     on_error : {"raise", "skip"}, optional
         As for :func:`read_records`.
 
@@ -152,7 +153,7 @@ def tokenise_files(
     """
     encoder = BatchEncoder(tokenizer)
     files, skipped = find_files(paths), Skipped()
-    sources: list[list[Any]] = [[file.name, file.stat().st_size] for file in files]
+    sources = [[file.name, file_digest(file)] for file in files]
     known = TokenFileInfo.load(stem)
     if known is not None and (known.sources, known.tokenizer) == (sources, encoder.fingerprint):
         return known
