@@ -86,8 +86,8 @@ class Int8:
             if not scale.isfinite().all():
                 raise InputError(f"{name} holds values that are not finite and cannot be stored as int8")
             # The smallest normal number keeps rows of zeros (and of denormals) from being divided by zero.
-            divisor = scale.clamp_min(torch.finfo(torch.float32).tiny)
-            stored[name] = (values / divisor).round().to(torch.int8)
+            scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+            stored[name] = (values / scale).round().to(torch.int8)
             stored[name + self.SUFFIX] = scale
         return stored
 
