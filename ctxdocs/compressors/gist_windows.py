@@ -123,7 +123,7 @@ class Windows:
         states = []
         if skip_first and not self.tokens_read:
             first, ids = ids[:, :skip_first], ids[:, skip_first:]
-            hidden, self.sink = self._forward(first, self._no_gists(first), cache=self._filled_cache())
+            hidden, self.sink = self._forward(first, self._no_gists(first), cache=self._fixed_cache())
             self.tokens_read += first.shape[1]
             states.append(hidden)
         while ids.shape[1]:
@@ -167,18 +167,21 @@ class Windows:
             place = torch.arange(inputs.shape[1], device=ids.device)
             is_gist = (place >= lengths[:, None]) & (place < live[:, None])
             positions, mask = self._expansion(lengths, inputs.shape[1], ratio)
-        window = self.raw
-        if inputs.shape[1]:
-            _, new = self._forward(inputs, is_gist, positions, mask, cache=self._filled_cache())
-            window = torch.cat([window, new], dim=-2)
-        is_gist = torch.cat([self._raw_is_gist.expand(len(ids), -1), is_gist], dim=1)
-        place = torch.arange(is_gist.shape[1], device=ids.device)
+        in_window = torch.cat([self._raw_is_gist.expand(len(ids), -1), is_gist], dim=1)
+        place = torch.arange(in_window.shape[1], device=ids.device)
         is_live = place < self._raw_slots + live[:, None]
-        kept, before = self._kept_at_close(is_gist & is_live, ratio), [self.front, self.sink, self.gist]
+        kept, before = self._kept_at_close(in_window & is_live, ratio), [self.front, self.sink, self.gist]
         if settings.sink_size and self._before_first_border:
             # The first tokens are still in the window: taken from there, none is kept twice.
             kept, before = kept | (place < settings.sink_size), [self.front]
-        rows = zip(torch.cat(before, dim=-2).unbind(2), window.unbind(2), kept & is_live, strict=True)
+        kept &= is_live
+        window = self.raw
+        if inputs.shape[1]:
+            places, is_kept = _gathered(kept[:, self._raw_slots :])
+            _, new = self._forward(inputs, is_gist, positions, mask, cache=self._fixed_cache(), kept=places)
+            window = torch.cat([window, new], dim=-2)
+            kept = torch.cat([kept[:, : self._raw_slots], is_kept], dim=1)
+        rows = zip(torch.cat(before, dim=-2).unbind(2), window.unbind(2), kept, strict=True)
         return [torch.cat([done, rest[..., row_kept, :]], dim=-2) for done, rest, row_kept in rows]
 
     def _kept_at_close(self, is_gist: Tensor, ratio: int | None) -> Tensor:
@@ -264,11 +267,19 @@ class Windows:
                 lengths = torch.tensor([tokens], device=ids.device)
                 positions, mask = self._expansion(lengths, tokens + gists, self._ratio)
         rows = is_gist.expand(len(ids), -1)
-        hidden, new = self._forward(_spread(ids, rows), rows, positions, mask, cache=self._running_cache())
-        if settings.sink_size and (self._before_first_border if settings.renews_sink else not self.tokens_read):
-            self.sink = new[..., : settings.sink_size, :]
+        new_sink = settings.sink_size if self._takes_sink else 0
+        if fills and self._ratio and settings.stride == settings.window:
+            # Of such a window only gist tokens stay, so nothing else is kept until it ends.
+            kept = is_gist | (torch.arange(len(is_gist), device=ids.device) < new_sink)
+            cache = self._cache or self._fixed_cache()
+        else:
+            kept, cache = torch.ones_like(is_gist), self._running_cache()
+        places = kept.nonzero().T.expand(len(ids), -1)
+        hidden, new = self._forward(_spread(ids, rows), rows, positions, mask, cache=cache, kept=places)
+        if new_sink:
+            self.sink = new[..., :new_sink, :]
             self._cache = None
-        self._keep_raw(new, is_gist)
+        self._keep_raw(new, is_gist[kept])
         self._running += tokens
         if fills:
             self._finish_window()
@@ -296,30 +307,46 @@ class Windows:
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        cache: Cache,
+        cache: Cache | None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run tokens and gist tokens behind all slots; return their states and their own slots."""
+        """Run tokens and gist tokens behind all slots; return their states and their own slots.
+
+        Of the slots only those at the places ``kept`` (``[batch, kept]``) are returned; default all.
+        """
         backbone = self.compressor.backbone
         embeds = torch.where(is_gist[..., None], self.compressor.embed_gist.weight, backbone.embed(inputs))
         if positions is None:
             first = self._all_slots
             positions = torch.arange(first, first + inputs.shape[1], device=embeds.device)[None]
         # The recorder comes second: its hooks see what the changed rows put out.
-        with changed_rows(self.compressor.changes(), is_gist), recorded_keys_values(backbone.model) as recorded:
+        with changed_rows(self.compressor.changes(), is_gist), recorded_keys_values(backbone.model, kept) as recorded:
             hidden = backbone.run(embeds, positions, mask=mask, cache=cache)
         return hidden, torch.stack([recorded.keys, recorded.values])
 
-    def _filled_cache(self) -> Cache:
-        """Return a cache of all slots, each rotated to its place."""
+    def _rotated(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all slots, each key rotated to its place."""
         keys, values = self.slots
         places = torch.arange(keys.shape[-2], device=keys.device)
-        return fill_cache(rotate_keys(self.compressor.model, keys, places), values)
+        return rotate_keys(self.compressor.model, keys, places), values
+
+    def _fixed_cache(self) -> Cache | None:
+        """Return a cache of all slots for one pass."""
+        from ctxdocs.modeling.fixed_cache import fixed_cache
+
+        return fixed_cache(*self._rotated())
 
     def _running_cache(self) -> Cache:
         """Return the cache that grows with the running window, until slots change their places."""
         if self._cache is None:
-            self._cache = self._filled_cache()
+            self._cache = fill_cache(*self._rotated())
         return self._cache
+
+    @property
+    def _takes_sink(self) -> bool:
+        """Whether the next tokens of a window begin with what stays as the sink."""
+        settings = self.compressor
+        return self._before_first_border if settings.renews_sink else not self.tokens_read
 
     def _no_gists(self, ids: Tensor) -> Tensor:
         return torch.zeros_like(ids, dtype=torch.bool)
@@ -377,6 +404,14 @@ class Windows:
             reached = torch.full_like(number, (past if settings.counts_running_tokens else base) + interval)
         positions = torch.where(number >= 0, reached + number * settings.attend_prev, past + place)
         return positions, additive_mask(visible, settings.backbone.dtype)
+
+
+def _gathered(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places marked in each row of ``[batch, tokens]`` (bool), padded, and which of them are no padding."""
+    counts = kept.sum(1)
+    most = int(counts.max())
+    places = kept.logical_not().argsort(dim=1, stable=True)[:, :most]
+    return places, torch.arange(most, device=kept.device) < counts[:, None]
 
 
 def _spread(ids: Tensor, is_gist: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Backbone:
         mask : torch.Tensor, optional
             ``[batch, cached + tokens]``, 1 = live. None means plain causal attention, which keeps the fast kernels.
         cache : transformers.Cache, optional
-            Extended in place.
+            Extended in place, unless it is a fixed one.
         added : AddedStates, optional
             Added to the layers' outputs.
 
