@@ -162,8 +162,8 @@ def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
     attention = torch.nn.functional.scaled_dot_product_attention
 
     def watched(query, key, *args, attn_mask=None, **kwargs):
-        # Behind a cache, transformers itself writes causal attention down as a mask for this kernel.
-        if query.shape[2] == key.shape[2] or not isinstance(memories[0], KVMemory):
+        # Few tokens behind a large cache are better off with a mask.
+        if query.shape[2] > key.shape[2] / 2:
             masks.append(attn_mask)
         return attention(query, key, *args, attn_mask=attn_mask, **kwargs)
 

@@ -379,8 +379,8 @@ class Windows:
         Returns
         -------
         tuple of (torch.Tensor or None)
-            ``[batch, inputs]`` and ``[batch, 1, inputs, slots + inputs]``, additive. None where plain causal attention
-            will do.
+            ``[batch, inputs]`` and ``[batch, 1, masked, slots + inputs]``, additive, of the tokens from the first gist
+            token on. None where plain causal attention will do.
         """
         settings, past = self.compressor, self._all_slots
         if settings.attention == "full-coverage" or not ratio:
@@ -388,21 +388,21 @@ class Windows:
         interval = settings.interval(ratio)
         base = past - self._running
         place = torch.arange(inputs, device=lengths.device)
-        number = (place - lengths[:, None])[..., None]  # of the gist token; below 0: a token
-        in_window = (self._running + lengths)[:, None, None]
+        number = place - lengths[:, None]  # of the gist token; below 0: a token
+        in_window = (self._running + lengths)[:, None]
         upto = torch.minimum(interval * (number + 1), in_window)
-        first = interval * number if settings.attention == "segmentation" else torch.zeros_like(number)
-        column = torch.arange(past + inputs, device=lengths.device) - base  # below 0: in front of the window
-        other = column - in_window  # number of the gist token in that column
-        sees_gist = (other >= 0) & ((other <= number) if settings.attend_prev else (other == number))
-        sees = (column < 0) | ((column >= first) & (column < upto)) | sees_gist
-        causal = column <= (past - base + place)[:, None]
-        visible = torch.where(number >= 0, sees, causal)
-        number = number[..., 0]
-        reached = base + upto[..., 0]
+        reached = base + upto
         if settings.attention == "segmentation":
             reached = torch.full_like(number, (past if settings.counts_running_tokens else base) + interval)
         positions = torch.where(number >= 0, reached + number * settings.attend_prev, past + place)
+
+        place, number, upto = (part[..., int(lengths.min()) :, None] for part in (place, number, upto))
+        first = interval * number if settings.attention == "segmentation" else torch.zeros_like(number)
+        column = torch.arange(past + inputs, device=lengths.device) - base  # below 0: in front of the window
+        other = column - in_window[..., None]  # number of the gist token in that column
+        sees_gist = (other >= 0) & ((other <= number) if settings.attend_prev else (other == number))
+        sees = (column < 0) | ((column >= first) & (column < upto)) | sees_gist
+        visible = torch.where(number >= 0, sees, column <= past - base + place)
         return positions, additive_mask(visible, settings.backbone.dtype)
 
 
