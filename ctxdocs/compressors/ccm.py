@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Context, Window
-from ctxdocs.compressors.segments import segments_of, slots_behind_text
+from ctxdocs.compressors.segments import longest_piece, segments_of, slots_behind_text
 from ctxdocs.errors import CheckpointError, ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
@@ -332,6 +332,12 @@ class CCM(Compressor):
         kept = nn.functional.pad(lengths[:, None] + place[:n], (1, 0))
         _, written = self.run(embeds, start + place[None], cache=cache, special=special, kept=kept)
         return self.next_context(context, written.part(1), written.part(0, 1))
+
+    def tokens_at_once(  # type: ignore[override]
+        self, tokens: int, *, segment_lengths: int | Sequence[int] | None = None
+    ) -> int:
+        """Return the length of its longest segment."""
+        return longest_piece(tokens, self.segment_tokens if segment_lengths is None else segment_lengths)
 
     def compress_batch(  # type: ignore[override]  # a method's options are its own
         self, documents: Sequence[Tensor], *, segment_lengths: int | Sequence[int] | None = None
