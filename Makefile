@@ -61,6 +61,7 @@ gpu:
 bench: $(READY)
 	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/ask.py
+	$(BIN)/python benchmarks/methods.py --plot build/methods.svg
 
 clean:
 	rm -rf build dist *.egg-info

@@ -53,7 +53,7 @@ def measure_prompts(compressor: Compressor, options: argparse.Namespace) -> list
             text: Prompt = [torch.cat([*sources[:k], question])]
             memory: Prompt = [*memories[:k], question]
             seconds = Clock(device).alternate(
-                {"text": partial(_first_token, compressor, text), "memory": partial(_first_token, compressor, memory)},
+                {"text": partial(first_token, compressor, text), "memory": partial(first_token, compressor, memory)},
                 options.rounds,
             )
             rows.append(
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "ask",
         "command": measure.command_line(),
         "environment": measure.environment(device),
-        "model": inputs.describe(compressor, options),
+        "model": inputs.describe(compressor, options.shape),
     }
     print(f"{result['model']['name']} ({result['model']['parameters']:,} parameters) on {measure.device_name(device)}")
     if library:
@@ -120,7 +120,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _first_token(compressor: Compressor, prompt: Prompt) -> None:
+def first_token(compressor: Compressor, prompt: Prompt) -> None:
+    """Read a prompt and choose one token."""
     generation.generate(compressor, [prompt], _FIRST_TOKEN)
 
 

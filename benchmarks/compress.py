@@ -15,7 +15,7 @@ from typing import Any
 import inputs
 import measure
 import pipeline
-from forward import PlainForward
+from forward import SameBatches
 from measure import Clock, Spread
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def measure_compress_ids(
     actions: dict[tuple[str, int | None], Callable[[], object]] = {}
     slots = 0
     for budget in budgets:
-        plain = PlainForward(compressor, documents, budget)
+        plain = SameBatches(compressor, documents, budget)
         slots = plain.slots
         actions |= {
             ("forward", budget): plain.backbone,
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, corpus: Path) -> dict[str, Any]:
         "benchmark": "compress",
         "command": measure.command_line(),
         "environment": measure.environment(device),
-        "model": inputs.describe(compressor, options),
+        "model": inputs.describe(compressor, options.shape),
     }
     print(f"{result['model']['name']} ({result['model']['parameters']:,} parameters) on {measure.device_name(device)}")
     if "compress_ids" in options.parts:

@@ -34,6 +34,49 @@ _KEPT_LINES = 25
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How much the steps measure.
+
+    Parameters
+    ----------
+    documents : tuple of int
+        For ``methods.py``: with the first shape and with the last.
+    document_tokens : int
+        Length of each.
+    pages, tokens : int
+        Pages that ``compress.py`` takes its chunks from, and tokens of all chunks.
+    longest : int
+        Longest prompt of ``ask.py``, in tokens.
+    library : int
+        Pages of a library.
+    rounds : int
+        Timed rounds of each comparison.
+    """
+
+    documents: tuple[int, int]
+    document_tokens: int
+    pages: int
+    tokens: int
+    longest: int
+    library: int
+    rounds: int
+
+
+_ON_GPU = Sizes(
+    # A small model needs more documents to keep a GPU busy, and takes no longer for them.
+    documents=(128, 16),
+    document_tokens=2048,
+    pages=300,
+    tokens=65536,
+    longest=65536,
+    library=600,
+    rounds=3,
+)
+#: Just enough to try every command out.
+_ON_CPU = Sizes(documents=(1, 1), document_tokens=200, pages=5, tokens=1024, longest=512, library=5, rounds=1)
+
+
+@dataclass(frozen=True)
 class Step:
     """A command to run, and what of its output to keep.
 
@@ -60,15 +103,20 @@ def steps(device: str, shapes: Sequence[str]) -> Iterator[Step]:
     tests = sorted((ROOT / "tests").glob("**/test_*.py"))
     marked = [str(path) for path in tests if "mark.gpu" in path.read_text(encoding="utf-8")]
     pytest = ("-m", "pytest", "-q", "-o", "addopts=", "-m", "gpu", "--import-mode=importlib")
-    yield Step("tests", (*pytest, *marked), 180, measures=False)
+    yield Step("tests", (*pytest, *marked), 120, measures=False)
+    sizes = _ON_CPU if device == "cpu" else _ON_GPU
+    run = ("--device", device, "--rounds", str(sizes.rounds))
+    for shape, count in dict(zip((shapes[0], shapes[-1]), sizes.documents, strict=True)).items():
+        documents = ("--documents", str(count), "--document-tokens", str(sizes.document_tokens))
+        yield Step(f"methods {shape}", (str(HERE / "methods.py"), "--shapes", shape, *run, *documents), 200)
     for shape in shapes:
-        model = ("--shape", shape, "--device", device)
-        lengths = ("--chunk-tokens", "256", "1536", "--documents", "300", "--tokens", "131072")
-        compress = ("--parts", "compress_ids", *lengths, "--rounds", "3")
-        yield Step(f"compress {shape}", (str(HERE / "compress.py"), *model, *compress), 180)
-        yield Step(f"ask {shape}", (str(HERE / "ask.py"), *model, "--rounds", "5"), 100)
-    pipeline = ("--shape", shapes[0], "--device", device, "--parts", "library", "memory", "--rounds", "2")
-    yield Step(f"library {shapes[0]}", (str(HERE / "compress.py"), *pipeline, "--documents", "600"), 150)
+        lengths = ("--chunk-tokens", "256", "1536", "--documents", str(sizes.pages), "--tokens", str(sizes.tokens))
+        compress = ("--shape", shape, *run, "--parts", "compress_ids", *lengths)
+        yield Step(f"compress {shape}", (str(HERE / "compress.py"), *compress), 100)
+        ask = ("--shape", shape, *run, "--longest", str(sizes.longest))
+        yield Step(f"ask {shape}", (str(HERE / "ask.py"), *ask), 60)
+    library = ("--shape", shapes[0], *run, "--parts", "library", "memory", "--documents", str(sizes.library))
+    yield Step(f"library {shapes[0]}", (str(HERE / "compress.py"), *library), 100)
 
 
 def run_step(step: Step, seconds: float) -> dict[str, Any]:

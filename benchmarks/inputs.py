@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import random
 import shutil
@@ -13,15 +14,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctxdocs.checkpoints import BUNDLED, load_compressor
+from ctxdocs.compressors import compressor_class
 from ctxdocs.corpus import Chunker, find_files, load_document
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from ctxdocs.compressors.base import Compressor
 
-#: Of the published AutoCompressors.
-SUMMARY_LENGTH = 50
+#: Every method as published: its name and its settings, where those are not the defaults.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "autocompressor": ("autocompressor", {"summary_length": 50}),
+    "beacon": ("beacon", {"ratio": 8}),
+    "ultragist": ("ultragist", {"ratio": 8}),
+    "ccm-concat": ("ccm", {"attn_type": "concat_recur", "num_comp_tokens": 2}),
+    "ccm-merge": ("ccm", {"attn_type": "merge_recur", "num_comp_tokens": 8}),
+    "rcc": ("rcc", {}),
+}
 
 #: Llama configurations: a toy, GPT-2 small's size, TinyLlama 1.1B, Llama 2 7B.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -68,6 +77,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", default=BUNDLED, help="a model folder or hub name (default: the bundled model)")
     model.add_argument("--shape", choices=SHAPES, help="random weights of this size instead; nothing is downloaded")
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how a model runs, and where figures go."""
     parser.add_argument("--device", default="auto", help="cpu, cuda ... (default: a GPU where there is one)")
     parser.add_argument(
         "--dtype", default="auto", help="bfloat16, float32 ... (default: the model's; shapes: bfloat16 on a GPU)"
@@ -83,35 +97,43 @@ def compressor_from(options: argparse.Namespace) -> Compressor:
         return load_compressor(
             options.model, device=options.device, dtype=options.dtype, attn_implementation=options.attention
         )
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    return random_compressor(options.shape, device, getattr(torch, dtype), options.attention, options.seed)
+    return random_compressor("autocompressor", options.shape, options)
 
 
-def random_compressor(shape: str, device: str, dtype: torch.dtype, attention: str, seed: int) -> Compressor:
-    """Build an AutoCompressor with random weights, straight on the device."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def random_compressor(method: str, shape: str, options: argparse.Namespace) -> Compressor:
+    """Build a compressor with random weights, straight on the device; ``method`` is one of ``METHODS``."""
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    from ctxdocs.compressors.autocompressor import AutoCompressor
-
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=_POSITIONS, tie_word_embeddings=False)
-    chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    torch.manual_seed(seed)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
-    compressor = AutoCompressor(model, _tokenizer(config.vocab_size), summary_length=SUMMARY_LENGTH)
+    name, settings = METHODS[method]
+    config = _neox_config(shape) if name == "rcc" else _llama_config(shape)
+    device = device_of(options)
+    chosen: dict[str, Any] = {"dtype": options.dtype}
+    if options.dtype == "auto":
+        chosen["dtype"] = "float32" if device.type == "cpu" else "bfloat16"
+    if options.attention != "auto":
+        chosen["attn_implementation"] = options.attention
+    torch.manual_seed(options.seed)
+    with device:
+        models = [AutoModelForCausalLM.from_config(config, **chosen)]
+        if name == "rcc":
+            models.append(AutoModel.from_config(config, **chosen))
+    build: Any = compressor_class(name)
+    compressor = build(*models, tokenizer=_tokenizer(config.vocab_size), **settings)
     compressor.requires_grad_(False)
     return compressor.eval()
 
 
-def describe(compressor: Compressor, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the compressor is, as JSON-able values."""
+def device_of(options: argparse.Namespace) -> torch.device:
+    """Return the device that the command line asks for."""
+    if options.device != "auto":
+        return torch.device(options.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(compressor: Compressor, name: str | None) -> dict[str, Any]:
+    """Return what the compressor is, as JSON-able values; ``name`` is that of a shape."""
     return {
-        "name": options.shape or compressor.name_or_path,
+        "name": name or compressor.name_or_path,
         "method": compressor.method,
         "parameters": sum(parameter.numel() for parameter in compressor.parameters()),
         "dtype": str(compressor.backbone.dtype).removeprefix("torch."),
@@ -177,6 +199,22 @@ def stretches(compressor: Compressor, lengths: Sequence[int], seed: int) -> list
     return [torch.tensor(list(itertools.islice(endless, length))) for length in lengths]
 
 
+def _llama_config(shape: str) -> PreTrainedConfig:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**SHAPES[shape], max_position_embeddings=_POSITIONS, tie_word_embeddings=False)
+
+
+def _neox_config(shape: str) -> PreTrainedConfig:
+    """Return a GPT-NeoX of the same size: its MLP has two matrices in place of three, and they are wider."""
+    from transformers import GPTNeoXConfig
+
+    sizes = {name: value for name, value in SHAPES[shape].items() if name != "num_key_value_heads"}
+    sizes["intermediate_size"] = 4 * sizes["hidden_size"]
+    return GPTNeoXConfig(**sizes, max_position_embeddings=_POSITIONS, tie_word_embeddings=False)
+
+
+@functools.cache
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer on generated pages."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -93,13 +95,17 @@ class Clock:
 class PeakMemory:
     """Peak memory of this process and of its device from here on, in bytes.
 
-    Where the kernel does not let the peak be reset, the resident peak counts from the start of the process.
+    What was freed before is given back first, or it would hide what is taken again. Where the kernel does not let the
+    peak be reset, the resident peak counts from the start of the process.
     """
 
     _RESET_PEAK = "5"
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        gc.collect()
+        with suppress(OSError, AttributeError):  # only glibc can
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text(self._RESET_PEAK, encoding="ascii")
         if device.type == "cuda":
@@ -177,11 +183,15 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def as_json(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON, its spreads as objects."""
+    return json.dumps(result, indent=1, default=asdict) + "\n"
+
+
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Write a result with its spreads as objects; None writes nothing."""
+    """Write a result and say so; None writes nothing."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, default=asdict)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(as_json(result), encoding="utf-8")
     print(f"\nwritten: {path}")

@@ -17,7 +17,7 @@ from unittest import mock
 import inputs
 import measure
 import numpy as np
-from forward import PlainForward
+from forward import SameBatches
 from measure import Clock, PeakMemory, Spread
 
 from ctxdocs.compressors.base import Compressor
@@ -75,7 +75,7 @@ def measure_library(compressor: Compressor, corpus: Path, options: argparse.Name
     except CtxdocsError as error:
         result |= _skipped(f"Library.add with embedding: {error}")
     chunks = list(inputs.chunks_of(corpus, compressor, DEFAULT_CHUNK_TOKENS, DEFAULT_OVERLAP_TOKENS))
-    forward = PlainForward(compressor, chunks)
+    forward = SameBatches(compressor, chunks)
     clock = Clock(compressor.backbone.device)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in embedders}
     for embedder in embedders.values():

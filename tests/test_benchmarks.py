@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
     [
         ["compress.py", "--shape", "tiny", "--documents", "3", "--parts", "compress_ids"],
         ["ask.py", "--shape", "tiny", "--longest", "300"],
+        ["methods.py", "--shapes", "tiny", "--document-tokens", "40", "--methods", "beacon", "ccm-merge"],
     ],
     ids=lambda command: command[0],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from ctxdocs import FingerprintMismatch, InputError, KVMemory
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.base import batches_by_length
+from ctxdocs.modeling.backbone import Backbone
 
 from .conftest import tiny_autocompressor
 
@@ -162,8 +164,8 @@ def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
     attention = torch.nn.functional.scaled_dot_product_attention
 
     def watched(query, key, *args, attn_mask=None, **kwargs):
-        # Behind a cache, transformers itself writes causal attention down as a mask for this kernel.
-        if query.shape[2] == key.shape[2] or not isinstance(memories[0], KVMemory):
+        # Few tokens behind a large cache are better off with a mask.
+        if query.shape[2] > key.shape[2] / 2:
             masks.append(attn_mask)
         return attention(query, key, *args, attn_mask=attn_mask, **kwargs)
 
@@ -176,6 +178,17 @@ def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
     any_compressor.prefill([[torch.tensor(PROMPT)]])
     assert masks
     assert all(mask is None for mask in masks)
+
+
+def test_no_more_runs_at_once_than_a_batch_may_hold(any_compressor):
+    if any_compressor.method == "rcc":
+        pytest.skip("RCC runs whole windows, and as many at once as keep the device busy")
+    budget, lengths = 100, [90, 80, 70, 60, 50]
+    share = any_compressor.tokens_at_once(max(lengths))
+    with mock.patch.object(Backbone, "embed", autospec=True, side_effect=Backbone.embed) as embed:
+        any_compressor.compress_ids([list(range(10, 10 + length)) for length in lengths], batch_tokens=budget)
+    rows = [call.args[1].shape[0] for call in embed.call_args_list]
+    assert max(rows) == max(1, min(len(lengths), budget // share))
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))

@@ -107,6 +107,17 @@ def test_closing_a_session_equals_compressing_the_text_and_leaves_it_open():
         close(session.feed(IDS[39:]), other.feed(IDS[39:]))
 
 
+def test_the_model_is_never_copied(gist, monkeypatch):
+    def refuse(model, memo):
+        raise AssertionError("the model was copied")
+
+    monkeypatch.setattr(type(gist.model), "__deepcopy__", refuse, raising=False)
+    gist.compress_ids([IDS[:40], IDS[:16], IDS[:7]], batch_tokens=1000)
+    session = gist.session()
+    session.feed(IDS[:20])
+    session.memory()
+
+
 def test_a_prompt_behind_a_memory_is_read_like_the_text_that_goes_on():
     gist = tiny_gist("beacon", **APPEND)
     session = gist.session()

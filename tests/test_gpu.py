@@ -52,6 +52,31 @@ def test_float32_equals_the_cpu(on_cpu, on_gpu, kernel):
     close(compressor.logits(PROMPT, memories), on_cpu.logits(PROMPT, expected_memories), 1e-3)
 
 
+def test_every_method_equals_the_cpu(any_compressor, tmp_path):
+    any_compressor.save(tmp_path)
+    compressor = load_compressor(tmp_path, device=DEVICE, dtype="float32")
+    memories, expected_memories = compressor.compress_ids(DOCUMENTS), any_compressor.compress_ids(DOCUMENTS)
+    for memory, expected in zip(memories, expected_memories, strict=True):
+        for name, tensor in memory.tensors().items():
+            assert tensor.device.type == DEVICE
+            close(tensor, expected.tensors()[name].float())
+    close(compressor.logits(PROMPT, memories[:2]), any_compressor.logits(PROMPT, expected_memories[:2]), 1e-3)
+    sessions = compressor.session(), any_compressor.session()
+    close(*(session.feed(DOCUMENTS[0]) for session in sessions), 1e-3)
+
+
+def test_every_method_compresses_in_bfloat16(any_compressor, tmp_path):
+    any_compressor.save(tmp_path)
+    compressor = load_compressor(tmp_path, device=DEVICE, dtype="bfloat16")
+    for memory, expected in zip(
+        compressor.compress_ids(DOCUMENTS), any_compressor.compress_ids(DOCUMENTS), strict=True
+    ):
+        for name, tensor in memory.tensors().items():
+            if tensor.is_floating_point():
+                assert likeness(tensor, expected.tensors()[name]) > 0.98
+    assert len(compressor.generate_ids(PROMPT, compressor.compress_ids(DOCUMENTS[:2]), 8, eos_token_ids=())) == 8
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16_stays_near_float32_with_every_kernel(on_cpu, on_gpu, kernel):
     compressor = on_gpu(dtype="bfloat16", attn_implementation=kernel)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs.compressors.base import Compressor
-from ctxdocs.compressors.segments import segments_of, slots_behind_text, split_lengths
+from ctxdocs.compressors.segments import longest_piece, segments_of, slots_behind_text, split_lengths
 from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import Memory, SoftPrompt
@@ -248,6 +248,12 @@ class AutoCompressor(Compressor):
     def empty_softprompt(self, batch: int) -> Tensor:
         """Return ``[batch, 0, width]``."""
         return torch.empty(batch, 0, self.backbone.width, device=self.backbone.device, dtype=self.backbone.dtype)
+
+    def tokens_at_once(  # type: ignore[override]
+        self, tokens: int, *, segment_lengths: int | Sequence[int] | None = None
+    ) -> int:
+        """Return the length of its longest segment."""
+        return longest_piece(tokens, self.segment_tokens if segment_lengths is None else segment_lengths)
 
     def compress_batch(  # type: ignore[override]  # a method's options are its own
         self, documents: Sequence[Tensor], *, segment_lengths: int | Sequence[int] | None = None

@@ -8,8 +8,9 @@ memory is read follows from its kind.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,6 +173,13 @@ class Compressor(nn.Module, abc.ABC):
             for name, value in before.items():
                 setattr(self, name, value)
 
+    def tokens_at_once(self, tokens: int, **options: Any) -> int:
+        """Return how many tokens of a document of ``tokens`` tokens run at once; ``options`` as in compressing.
+
+        Unless a method says otherwise, all of them.
+        """
+        return tokens
+
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters the method adds to the base model's, by the names of :meth:`own_tensors`."""
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("model.")}
@@ -198,8 +206,8 @@ class Compressor(nn.Module, abc.ABC):
         documents : sequence of (sequence of int or torch.Tensor)
             Token ids of each document, 1-D.
         batch_tokens : int, optional
-            Upper bound of documents x longest document in a batch; a longer document is a batch of its own. Default:
-            what keeps the device busy.
+            Upper bound of documents x :meth:`tokens_at_once` of the longest one in a batch; where one document is above
+            it, it is a batch of its own. Default: what keeps the device busy.
         **options
             The method's own options.
 
@@ -218,7 +226,7 @@ class Compressor(nn.Module, abc.ABC):
             raise InputError("there is nothing to compress: the batch holds no documents")
         memories: dict[int, Memory] = {}
         budget = default_batch_tokens(self.backbone.device) if batch_tokens is None else batch_tokens
-        for batch in batches_by_length([len(document) for document in ids], budget):
+        for batch in batches_by_length(list(map(len, ids)), budget, partial(self.tokens_at_once, **options)):
             memories.update(zip(batch, self.compress_batch([ids[i] for i in batch], **options), strict=True))
         return [memories[index] for index in range(len(ids))]
 
@@ -430,19 +438,20 @@ def default_batch_tokens(device: torch.device) -> int:
     return 1024 if device.type == "cpu" else 65536
 
 
-def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Group indices of similar length, longest first, so that size x longest stays within ``budget``.
+def batches_by_length(lengths: Sequence[int], budget: int, at_once: Callable[[int], int] = int) -> Iterator[list[int]]:
+    """Group indices of similar length, longest first, so that what runs at once stays within ``budget``.
 
-    Longest first, because a batch that does not fit in memory then fails at once and not at the end.
+    Longest first, because a batch that does not fit in memory then fails at once and not at the end. ``at_once`` says
+    how much of a length runs at once; default all of it.
     """
     batch: list[int] = []
-    longest = 0
+    share = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * longest > budget:
+        if batch and (len(batch) + 1) * share > budget:
             yield batch
             batch = []
         if not batch:
-            longest = lengths[index]
+            share = at_once(lengths[index])
         batch.append(index)
     if batch:
         yield batch

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Context, Window
-from ctxdocs.compressors.segments import segments_of, slots_behind_text
+from ctxdocs.compressors.segments import longest_piece, segments_of, slots_behind_text
 from ctxdocs.errors import CheckpointError, ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
@@ -228,7 +228,13 @@ class CCM(Compressor):
         return self.attn_type.startswith("merge")
 
     def run(
-        self, embeds: Tensor, positions: Tensor, *, cache: Cache | None = None, special: Tensor | None = None
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        *,
+        cache: Cache | None = None,
+        special: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Run the layers in one plain causal pass.
 
@@ -239,16 +245,18 @@ class CCM(Compressor):
         positions : torch.Tensor
             ``[1, tokens]``, int64.
         cache : transformers.Cache, optional
-            Extended in place.
+            Extended in place, unless it is a fixed one.
         special : torch.Tensor, optional
             ``[batch, tokens]``, bool: the special tokens, for which the LoRA is on; None where there are none.
+        kept : torch.Tensor, optional
+            ``[batch, kept]``, int64: the tokens whose keys and values are returned; default all.
 
         Returns
         -------
         states : torch.Tensor
             ``[batch, tokens, width]``, after the final norm.
         written : KeysValues
-            Of all tokens.
+            Of the tokens that are kept.
         """
         lora: AbstractContextManager[None] = nullcontext()
         if special is not None:
@@ -257,9 +265,11 @@ class CCM(Compressor):
                 layer[name]: factors.get_submodule(name) for layer, factors in pairs for name in _PROJECTIONS
             }
             lora = changed_rows(changes, special)
-        with lora, recorded_keys_values(self.model) as recorded:
+        with lora, recorded_keys_values(self.model, kept) as recorded:
             states = self.backbone.run(embeds, positions, cache=cache)
-        return states, KeysValues(recorded.keys, recorded.values, positions.expand(len(embeds), -1))
+        positions = positions.expand(len(embeds), -1)
+        positions = positions if kept is None else positions.gather(1, kept)
+        return states, KeysValues(recorded.keys, recorded.values, positions)
 
     def write(self, cache: Cache, position: int) -> KeysValues:
         """Run special tokens on a cache that holds memory and segment, and leave the cache as it was.
@@ -317,10 +327,17 @@ class CCM(Compressor):
         embeds, special = slots_behind_text(embeds, lengths, n)
         place = torch.arange(embeds.shape[1], device=embeds.device)
         seen = context.slots() if self.is_recurrent else context.sink
-        cache = seen.cache(self.model) if seen is not None else None
-        _, written = self.run(embeds, start + place[None], cache=cache, special=special)
-        new = written.at(lengths[:, None] + place[:n])
-        return self.next_context(context, new, written.part(0, 1))
+        cache = seen.fixed_cache(self.model) if seen is not None else None
+        # Of the text only the first token may stay, as the sink.
+        kept = nn.functional.pad(lengths[:, None] + place[:n], (1, 0))
+        _, written = self.run(embeds, start + place[None], cache=cache, special=special, kept=kept)
+        return self.next_context(context, written.part(1), written.part(0, 1))
+
+    def tokens_at_once(  # type: ignore[override]
+        self, tokens: int, *, segment_lengths: int | Sequence[int] | None = None
+    ) -> int:
+        """Return the length of its longest segment."""
+        return longest_piece(tokens, self.segment_tokens if segment_lengths is None else segment_lengths)
 
     def compress_batch(  # type: ignore[override]  # a method's options are its own
         self, documents: Sequence[Tensor], *, segment_lengths: int | Sequence[int] | None = None

@@ -323,6 +323,10 @@ class GistCompressor(Compressor):
         ids = input_ids.to(self.backbone.device)
         return self.backbone.head(Windows(self, len(ids)).read(ids, last_window=last_window))
 
+    def tokens_at_once(self, tokens: int) -> int:  # type: ignore[override]
+        """Return the length of a window, or less."""
+        return min(tokens, self.window)
+
     def compress_batch(self, documents: Sequence[Tensor]) -> list[Memory]:  # type: ignore[override]
         """Compress documents whole: the last window too, however short it is."""
         groups: dict[int, list[int]] = {}

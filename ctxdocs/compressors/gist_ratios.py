@@ -70,7 +70,14 @@ class RatioChoice:
         """Return what :meth:`draw` may return for a text of so many tokens."""
         if self._mix in ("step-random", "sequence") or (self._mix == "instance-random" and self._lasting is None):
             return self.ratios
-        return [copy.deepcopy(self).draw(tokens)]
+        return [self.fork().draw(tokens)]
+
+    def fork(self) -> RatioChoice:
+        """Return a choice that goes on from here by itself."""
+        # Not all of it is copied: behind ``_reach`` stands the compressor, and with it the model.
+        forked = copy.copy(self)
+        forked._random = copy.deepcopy(self._random)
+        return forked
 
     def state(self) -> dict[str, Any]:
         """Return how far the choice has come, as JSON-able values."""

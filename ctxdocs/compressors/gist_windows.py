@@ -123,7 +123,7 @@ class Windows:
         states = []
         if skip_first and not self.tokens_read:
             first, ids = ids[:, :skip_first], ids[:, skip_first:]
-            hidden, self.sink = self._forward(first, self._no_gists(first), cache=self._filled_cache())
+            hidden, self.sink = self._forward(first, self._no_gists(first), cache=self._fixed_cache())
             self.tokens_read += first.shape[1]
             states.append(hidden)
         while ids.shape[1]:
@@ -155,7 +155,7 @@ class Windows:
         """
         settings = self.compressor
         choose = self._ratio is None or self._at_border or not settings.interleaves
-        ratio = copy.deepcopy(self._choice).draw(self._tokens_known) if choose else self._ratio
+        ratio = self._choice.fork().draw(self._tokens_known) if choose else self._ratio
         if settings.interleaves:
             is_gist = self._interleaved(ids.shape[1], ratio).expand(len(ids), -1)
             live = lengths + ((self._remainder + lengths) // ratio if ratio else 0)
@@ -167,18 +167,21 @@ class Windows:
             place = torch.arange(inputs.shape[1], device=ids.device)
             is_gist = (place >= lengths[:, None]) & (place < live[:, None])
             positions, mask = self._expansion(lengths, inputs.shape[1], ratio)
-        window = self.raw
-        if inputs.shape[1]:
-            _, new = self._forward(inputs, is_gist, positions, mask, cache=self._filled_cache())
-            window = torch.cat([window, new], dim=-2)
-        is_gist = torch.cat([self._raw_is_gist.expand(len(ids), -1), is_gist], dim=1)
-        place = torch.arange(is_gist.shape[1], device=ids.device)
+        in_window = torch.cat([self._raw_is_gist.expand(len(ids), -1), is_gist], dim=1)
+        place = torch.arange(in_window.shape[1], device=ids.device)
         is_live = place < self._raw_slots + live[:, None]
-        kept, before = self._kept_at_close(is_gist & is_live, ratio), [self.front, self.sink, self.gist]
+        kept, before = self._kept_at_close(in_window & is_live, ratio), [self.front, self.sink, self.gist]
         if settings.sink_size and self._before_first_border:
             # The first tokens are still in the window: taken from there, none is kept twice.
             kept, before = kept | (place < settings.sink_size), [self.front]
-        rows = zip(torch.cat(before, dim=-2).unbind(2), window.unbind(2), kept & is_live, strict=True)
+        kept &= is_live
+        window = self.raw
+        if inputs.shape[1]:
+            places, is_kept = _gathered(kept[:, self._raw_slots :])
+            _, new = self._forward(inputs, is_gist, positions, mask, cache=self._fixed_cache(), kept=places)
+            window = torch.cat([window, new], dim=-2)
+            kept = torch.cat([kept[:, : self._raw_slots], is_kept], dim=1)
+        rows = zip(torch.cat(before, dim=-2).unbind(2), window.unbind(2), kept, strict=True)
         return [torch.cat([done, rest[..., row_kept, :]], dim=-2) for done, rest, row_kept in rows]
 
     def _kept_at_close(self, is_gist: Tensor, ratio: int | None) -> Tensor:
@@ -233,7 +236,7 @@ class Windows:
         taken = copy.copy(self)
         taken.front, taken.sink, taken.gist = (part[:, :, rows] for part in (self.front, self.sink, self.gist))
         taken._raw = [self.raw[:, :, rows]]
-        taken._choice = copy.deepcopy(self._choice)
+        taken._choice = self._choice.fork()
         taken._cache = None
         return taken
 
@@ -264,11 +267,19 @@ class Windows:
                 lengths = torch.tensor([tokens], device=ids.device)
                 positions, mask = self._expansion(lengths, tokens + gists, self._ratio)
         rows = is_gist.expand(len(ids), -1)
-        hidden, new = self._forward(_spread(ids, rows), rows, positions, mask, cache=self._running_cache())
-        if settings.sink_size and (self._before_first_border if settings.renews_sink else not self.tokens_read):
-            self.sink = new[..., : settings.sink_size, :]
+        new_sink = settings.sink_size if self._takes_sink else 0
+        if fills and self._ratio and settings.stride == settings.window:
+            # Of such a window only gist tokens stay, so nothing else is kept until it ends.
+            kept = is_gist | (torch.arange(len(is_gist), device=ids.device) < new_sink)
+            cache = self._cache or self._fixed_cache()
+        else:
+            kept, cache = torch.ones_like(is_gist), self._running_cache()
+        places = kept.nonzero().T.expand(len(ids), -1)
+        hidden, new = self._forward(_spread(ids, rows), rows, positions, mask, cache=cache, kept=places)
+        if new_sink:
+            self.sink = new[..., :new_sink, :]
             self._cache = None
-        self._keep_raw(new, is_gist)
+        self._keep_raw(new, is_gist[kept])
         self._running += tokens
         if fills:
             self._finish_window()
@@ -296,30 +307,46 @@ class Windows:
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        cache: Cache,
+        cache: Cache | None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run tokens and gist tokens behind all slots; return their states and their own slots."""
+        """Run tokens and gist tokens behind all slots; return their states and their own slots.
+
+        Of the slots only those at the places ``kept`` (``[batch, kept]``) are returned; default all.
+        """
         backbone = self.compressor.backbone
         embeds = torch.where(is_gist[..., None], self.compressor.embed_gist.weight, backbone.embed(inputs))
         if positions is None:
             first = self._all_slots
             positions = torch.arange(first, first + inputs.shape[1], device=embeds.device)[None]
         # The recorder comes second: its hooks see what the changed rows put out.
-        with changed_rows(self.compressor.changes(), is_gist), recorded_keys_values(backbone.model) as recorded:
+        with changed_rows(self.compressor.changes(), is_gist), recorded_keys_values(backbone.model, kept) as recorded:
             hidden = backbone.run(embeds, positions, mask=mask, cache=cache)
         return hidden, torch.stack([recorded.keys, recorded.values])
 
-    def _filled_cache(self) -> Cache:
-        """Return a cache of all slots, each rotated to its place."""
+    def _rotated(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all slots, each key rotated to its place."""
         keys, values = self.slots
         places = torch.arange(keys.shape[-2], device=keys.device)
-        return fill_cache(rotate_keys(self.compressor.model, keys, places), values)
+        return rotate_keys(self.compressor.model, keys, places), values
+
+    def _fixed_cache(self) -> Cache | None:
+        """Return a cache of all slots for one pass."""
+        from ctxdocs.modeling.fixed_cache import fixed_cache
+
+        return fixed_cache(*self._rotated())
 
     def _running_cache(self) -> Cache:
         """Return the cache that grows with the running window, until slots change their places."""
         if self._cache is None:
-            self._cache = self._filled_cache()
+            self._cache = fill_cache(*self._rotated())
         return self._cache
+
+    @property
+    def _takes_sink(self) -> bool:
+        """Whether the next tokens of a window begin with what stays as the sink."""
+        settings = self.compressor
+        return self._before_first_border if settings.renews_sink else not self.tokens_read
 
     def _no_gists(self, ids: Tensor) -> Tensor:
         return torch.zeros_like(ids, dtype=torch.bool)
@@ -352,8 +379,8 @@ class Windows:
         Returns
         -------
         tuple of (torch.Tensor or None)
-            ``[batch, inputs]`` and ``[batch, 1, inputs, slots + inputs]``, additive. None where plain causal attention
-            will do.
+            ``[batch, inputs]`` and ``[batch, 1, masked, slots + inputs]``, additive, of the tokens from the first gist
+            token on. None where plain causal attention will do.
         """
         settings, past = self.compressor, self._all_slots
         if settings.attention == "full-coverage" or not ratio:
@@ -361,22 +388,30 @@ class Windows:
         interval = settings.interval(ratio)
         base = past - self._running
         place = torch.arange(inputs, device=lengths.device)
-        number = (place - lengths[:, None])[..., None]  # of the gist token; below 0: a token
-        in_window = (self._running + lengths)[:, None, None]
+        number = place - lengths[:, None]  # of the gist token; below 0: a token
+        in_window = (self._running + lengths)[:, None]
         upto = torch.minimum(interval * (number + 1), in_window)
-        first = interval * number if settings.attention == "segmentation" else torch.zeros_like(number)
-        column = torch.arange(past + inputs, device=lengths.device) - base  # below 0: in front of the window
-        other = column - in_window  # number of the gist token in that column
-        sees_gist = (other >= 0) & ((other <= number) if settings.attend_prev else (other == number))
-        sees = (column < 0) | ((column >= first) & (column < upto)) | sees_gist
-        causal = column <= (past - base + place)[:, None]
-        visible = torch.where(number >= 0, sees, causal)
-        number = number[..., 0]
-        reached = base + upto[..., 0]
+        reached = base + upto
         if settings.attention == "segmentation":
             reached = torch.full_like(number, (past if settings.counts_running_tokens else base) + interval)
         positions = torch.where(number >= 0, reached + number * settings.attend_prev, past + place)
+
+        place, number, upto = (part[..., int(lengths.min()) :, None] for part in (place, number, upto))
+        first = interval * number if settings.attention == "segmentation" else torch.zeros_like(number)
+        column = torch.arange(past + inputs, device=lengths.device) - base  # below 0: in front of the window
+        other = column - in_window[..., None]  # number of the gist token in that column
+        sees_gist = (other >= 0) & ((other <= number) if settings.attend_prev else (other == number))
+        sees = (column < 0) | ((column >= first) & (column < upto)) | sees_gist
+        visible = torch.where(number >= 0, sees, column <= past - base + place)
         return positions, additive_mask(visible, settings.backbone.dtype)
+
+
+def _gathered(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places marked in each row of ``[batch, tokens]`` (bool), padded, and which of them are no padding."""
+    counts = kept.sum(1)
+    most = int(counts.max())
+    places = kept.logical_not().argsort(dim=1, stable=True)[:, :most]
+    return places, torch.arange(most, device=kept.device) < counts[:, None]
 
 
 def _spread(ids: Tensor, is_gist: Tensor) -> Tensor:

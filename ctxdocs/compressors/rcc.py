@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.base import Compressor, default_batch_tokens
 from ctxdocs.compressors.reading import Layout
 from ctxdocs.compressors.saving import ENCODER_CONFIG
 from ctxdocs.compressors.sessions import Session
@@ -50,9 +50,6 @@ RECONSTRUCTION_PROMPT = "<|im_start|>system\nYou are a helpful assistant.<|im_en
 CHAT_FORMAT = PromptFormat(
     template="{sources}" + RECONSTRUCTION_PROMPT + "{question}<|im_end|>\n<|im_start|>assistant\n", stop=("<|im_end|>",)
 )
-
-# Windows encoded in one batch hold at most so many tokens: eight published windows fill an accelerator.
-_ENCODER_TOKENS = 16384
 
 # Our modules and their names in the published checkpoint.
 _PUBLISHED_NAMES = {
@@ -221,7 +218,9 @@ class RCC(Compressor):
         batch, tokens = input_ids.shape
         if tokens % self.window:
             raise InputError(f"{tokens} tokens do not fill windows of {self.window}")
-        windows = input_ids.reshape(-1, self.window).split(max(1, _ENCODER_TOKENS // self.window))
+        windows = input_ids.reshape(-1, self.window).split(
+            max(1, default_batch_tokens(self.backbone.device) // self.window)
+        )
         states = torch.cat([self._encode_windows(part) for part in windows])
         return states.reshape(batch, tokens // self.ratio, *states.shape[2:])
 

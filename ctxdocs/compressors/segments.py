@@ -95,6 +95,11 @@ def slots_behind_text(embeds: Tensor, first: Tensor, slots: int) -> tuple[Tensor
     return embeds.gather(1, source[..., None].expand_as(embeds)), is_slot
 
 
+def longest_piece(tokens: int, segment_lengths: int | Sequence[int]) -> int:
+    """Return the length of the longest segment that :func:`segments_of` cuts from ``tokens`` tokens."""
+    return min(tokens, segment_lengths if isinstance(segment_lengths, int) else max(segment_lengths, default=0))
+
+
 def split_lengths(tokens: int, segment_lengths: int | Sequence[int] | None) -> list[int]:
     """Return the length of every segment of ``tokens`` tokens; None is one segment.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.modeling.attention import causal_attention
 from ctxdocs.modeling.layers import AddedStates, added_to_layers
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ class Backbone:
         position_ids : torch.Tensor
             ``[batch or 1, tokens]``, int64; -1 is "no position" where slots are not counted.
         mask : torch.Tensor, optional
-            ``[batch, cached + tokens]``, 1 = live. None means plain causal attention, which keeps the fast kernels.
+            ``[batch, cached + tokens]``, 1 = live; or ``[batch or 1, 1, masked, cached + tokens]``, added to the scores
+            of the last ``masked`` tokens. None means plain causal attention, which keeps the fast kernels.
         cache : transformers.Cache, optional
-            Extended in place.
+            Extended in place, unless it is a fixed one.
         added : AddedStates, optional
             Added to the layers' outputs.
 
@@ -112,7 +114,10 @@ class Backbone:
             ``[batch, tokens, width]``, after the final norm (and OPT's ``project_out``).
         """
         cached: dict[str, Any] = {self._cache_argument: cache}
-        with nullcontext() if added is None else added_to_layers(self.layers, added):
+        slots = 0 if cache is None else cache.get_seq_length()
+        attending, mask = causal_attention(self.model, inputs_embeds.shape[1], slots, mask)
+        adding = nullcontext() if added is None else added_to_layers(self.layers, added)
+        with attending, adding:
             output = self.model.base_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 #: From a layer's inputs ``[rows, in]`` and outputs ``[rows, out]`` at the marked rows to its new outputs there.
@@ -17,7 +16,8 @@ Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def changed_rows(changes: Mapping[nn.Module, Change], marked: Tensor) -> Iterator[None]:
     """Change what layers put out on marked rows while the block runs.
 
-    Rows that are not marked keep the layer's own outputs, bit for bit. Gradients flow through both.
+    Outputs are changed in place, so a layer has to put out a tensor of its own. Rows that are not marked keep the
+    layer's own outputs, bit for bit. Gradients flow through both.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def changed_rows(changes: Mapping[nn.Module, Change], marked: Tensor) -> Iterato
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             flat_inputs, flat = inputs[0].flatten(0, -2), output.flatten(0, -2)
             new = change(flat_inputs.index_select(0, rows), flat.index_select(0, rows))
-            return torch.index_copy(flat, 0, rows, new.to(flat.dtype)).view_as(output)
+            return flat.index_copy_(0, rows, new.to(flat.dtype)).view_as(output)
 
         return hook
 

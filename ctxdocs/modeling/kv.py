@@ -68,15 +68,6 @@ class KeysValues:
         """Return some rows; ``index`` holds their numbers, or True for each of them."""
         return KeysValues(self.keys[:, index], self.values[:, index], self.positions[index])
 
-    def at(self, places: Tensor) -> KeysValues:
-        """Return each row's slots at ``places``, ``[batch, places]``."""
-        index = places[None, :, None, :, None]
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor.gather(3, index.expand(*tensor.shape[:1], -1, tensor.shape[2], -1, tensor.shape[4]))
-
-        return KeysValues(pick(self.keys), pick(self.values), self.positions.gather(1, places))
-
     def rotated(self, model: PreTrainedModel) -> KeysValues:
         """Rotate the keys to their positions; they then stand at position 0 of wherever they are read."""
         keys = rotate_keys(model, self.keys, self.positions)
@@ -86,6 +77,12 @@ class KeysValues:
         """Return a cache that holds them, each at its position."""
         return fill_cache(rotate_keys(model, self.keys, self.positions), self.values)
 
+    def fixed_cache(self, model: PreTrainedModel) -> Cache | None:
+        """Return a cache that holds them and does not grow; None where there are none."""
+        from ctxdocs.modeling.fixed_cache import fixed_cache
+
+        return fixed_cache(rotate_keys(model, self.keys, self.positions), self.values)
+
     @staticmethod
     def join(*parts: KeysValues) -> KeysValues:
         """Put slots side by side."""
@@ -94,8 +91,16 @@ class KeysValues:
 
 
 @contextmanager
-def recorded_keys_values(model: PreTrainedModel) -> Iterator[Recorded]:
+def recorded_keys_values(model: PreTrainedModel, places: Tensor | None = None) -> Iterator[Recorded]:
     """Record what the attention layers' key and value projections put out while the block runs.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Whose layers to record.
+    places : torch.Tensor, optional
+        ``[batch, kept]``, int64: which of each row's tokens to record; the others are then free to go as soon as their
+        layer is done. Default: all.
 
     Raises
     ------
@@ -106,7 +111,7 @@ def recorded_keys_values(model: PreTrainedModel) -> Iterator[Recorded]:
     try:
         for module in model.modules():
             if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
-                hooks += _hooks(module, recorded)
+                hooks += _hooks(module, recorded, _at(places))
         if not hooks:
             raise InputError(f"the attention layers of {type(model).__name__} are of no known layout")
         yield recorded
@@ -125,13 +130,26 @@ def fill_cache(keys: Tensor, values: Tensor) -> Cache:
     return cache
 
 
-def _hooks(attention: Any, recorded: Recorded) -> list[Any]:
+def _at(places: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return what takes the tokens at ``places`` from a layer's output ``[batch, tokens, ...]``."""
+    if places is None:
+        return lambda output: output
+
+    def kept(output: Tensor) -> Tensor:
+        batch, tokens = output.shape[:2]
+        rows = places + tokens * torch.arange(batch, device=places.device)[:, None]
+        return output.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, places.shape)
+
+    return kept
+
+
+def _hooks(attention: Any, recorded: Recorded, kept: Callable[[Tensor], Tensor]) -> list[Any]:
     """Set hooks on one attention layer; projections are separate (most models) or one (Phi-3, GPT-NeoX)."""
     layer = attention.layer_idx
 
     def keep(kind: dict[int, Tensor], part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            kind[layer] = part(output)
+            kind[layer] = part(kept(output))
 
         return hook
 
