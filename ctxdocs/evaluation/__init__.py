@@ -1,0 +1,1 @@
+"""How much memories keep: tasks, one way to run them, and reports."""

@@ -1,0 +1,87 @@
+"""The files an evaluation is given: documents, questions, or lines of a benchmark's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ctxdocs.corpus import file_digest
+from ctxdocs.datasets import Document, Question, Record, split_of, split_title, stream_records
+from ctxdocs.datasets.files import find_files, parse_line, read_lines
+from ctxdocs.errors import DocumentError, InputError
+
+SPLITS = ("all", "validation", "test")
+
+
+class Line(NamedTuple):
+    """One JSON object of a file, and where it stands (``"file:line"``)."""
+
+    path: Path
+    place: str
+    values: dict[str, Any]
+
+
+class Data:
+    """Files of records.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Files of JSON lines (plain, ``.gz``, ``.zst``), or folders of them.
+    split : {"all", "validation", "test"}
+        Records to take, by their titles (:func:`ctxdocs.datasets.split_of`).
+
+    Raises
+    ------
+    InputError
+        If a path does not exist, or the split is unknown.
+    """
+
+    def __init__(self, paths: Sequence[str | Path] = (), *, split: str = "all") -> None:
+        if split not in SPLITS:
+            raise InputError(f"unknown split {split!r}", f"choose among {', '.join(SPLITS)}")
+        self.files = find_files(paths) if paths else []
+        self.split = split
+
+    def documents(self, seed: int) -> Iterator[Document]:
+        """Yield documents, shuffled by the seed."""
+        return (record for record in self._records(seed) if isinstance(record, Document))
+
+    def questions(self, seed: int) -> Iterator[Question]:
+        """Yield questions, shuffled by the seed."""
+        return (record for record in self._records(seed) if isinstance(record, Question))
+
+    def lines(self) -> Iterator[Line]:
+        """Yield JSON objects in the order of the files.
+
+        Raises
+        ------
+        DocumentError
+            If a line holds none.
+        """
+        for path in self.files:
+            for line in read_lines(path):
+                values = parse_line(line)
+                if not isinstance(values, dict):
+                    raise DocumentError(f"{line.place}: no JSON object", "every line holds one")
+                yield Line(path, line.place, values)
+
+    def kinds(self) -> set[str]:
+        """Return which of ``"documents"`` and ``"questions"`` the first records of the files are."""
+        kinds = set()
+        for path in self.files:
+            first = next(iter(stream_records(path, seed=0, buffer=1)))
+            kinds.add("documents" if isinstance(first, Document) else "questions")
+        return kinds
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of every file by its name: another file under the same name is another evaluation."""
+        return {path.name: file_digest(path) for path in self.files}
+
+    def _records(self, seed: int) -> Iterator[Record]:
+        if not self.files:
+            return
+        for record in stream_records(self.files, seed=seed):
+            if self.split in ("all", split_of(split_title(record))):
+                yield record
