@@ -1,4 +1,4 @@
-"""The command line: ``ctxdocs compress``, ``ask``, ``chat``, ``search``, ``info``, ``remove`` and ``models``."""
+"""The command line: ``ctxdocs compress``, ``ask``, ``chat``, ``search``, ``info``, ``remove``, ``models`` and ``eval``."""
 
 from __future__ import annotations
 

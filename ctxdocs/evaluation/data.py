@@ -31,6 +31,8 @@ class Data:
         Files of JSON lines (plain, ``.gz``, ``.zst``), or folders of them.
     split : {"all", "validation", "test"}
         Records to take, by their titles (:func:`ctxdocs.datasets.split_of`).
+    held_out : float
+        Share of the titles in each of the two splits that are held out; that of the model's training.
 
     Raises
     ------
@@ -38,11 +40,12 @@ class Data:
         If a path does not exist, or the split is unknown.
     """
 
-    def __init__(self, paths: Sequence[str | Path] = (), *, split: str = "all") -> None:
+    def __init__(self, paths: Sequence[str | Path] = (), *, split: str = "all", held_out: float = 0.01) -> None:
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}", f"choose among {', '.join(SPLITS)}")
         self.files = find_files(paths) if paths else []
         self.split = split
+        self.held_out = held_out
 
     def documents(self, seed: int) -> Iterator[Document]:
         """Yield documents, shuffled by the seed."""
@@ -83,5 +86,8 @@ class Data:
         if not self.files:
             return
         for record in stream_records(self.files, seed=seed):
-            if self.split in ("all", split_of(split_title(record))):
+            if self.split == "all" or self.split == self._split_of(record):
                 yield record
+
+    def _split_of(self, record: Record) -> str:
+        return split_of(split_title(record), validation=self.held_out, test=self.held_out)

@@ -41,6 +41,10 @@ class Metric:
     better: str = "higher"
     unit: str = "%"
 
+    def written(self, value: float) -> str:
+        """Return a value as it is shown: in percent, or in nats."""
+        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.3f}"
+
 
 LOSS = Metric("loss", "loss per token", "lower", "nats")
 

@@ -33,7 +33,7 @@ class Reranking(Task):
 
         The right one stands last, so that passages that cannot be told apart do it no favour.
         """
-        questions = [question for question in itertools.islice(self.data.questions(seed), self.options.pool)]
+        questions = list(itertools.islice(self.data.questions(seed), self.options.pool))
         passages = {question.contexts[i]: question.title for question in questions for i in question.relevant}
         found: dict[str, Example] = {}
         for question in questions:
