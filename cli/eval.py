@@ -138,7 +138,9 @@ def _models(names: Sequence[str], method: str | None, device: str, dtype: str) -
     from ctxdocs.compressors import METHODS
     from ctxdocs.evaluation import Model
 
-    found = []
+    if repeated := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise InputError(f"the model {repeated[0]} is given twice", "leave one out")
+    found: list[Model] = []
     for name in names:
         prefix, border, rest = name.partition(":")
         own, place = (prefix, rest) if border and prefix in METHODS else (method, name)
@@ -153,10 +155,7 @@ def _models(names: Sequence[str], method: str | None, device: str, dtype: str) -
 def _label(name: str, taken: Sequence[str]) -> str:
     """Return a model's short name: the last part of its path, or all of it where that is taken."""
     short = Path(name).name or name
-    label = name if short in taken else short
-    if label in taken:
-        raise InputError(f"the model {name} is given twice", "leave one out")
-    return label
+    return name if short in taken else short
 
 
 def _task_options(given: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:

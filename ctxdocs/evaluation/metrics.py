@@ -32,8 +32,13 @@ def word_f1(found: str, wanted: Sequence[str]) -> float:
 
 
 def contains(found: str, wanted: str) -> float:
-    """Return 1 if what is wanted stands somewhere in the answer, in capitals or not, and else 0."""
+    """Return 1 if what is wanted stands somewhere in the answer, be it in a word, in capitals or not, and else 0."""
     return float(wanted.strip().lower() in found.lower())
+
+
+def says(found: str, wanted: str) -> float:
+    """Return 1 if the wanted words, normalised, stand in the answer one behind the other, and else 0."""
+    return float(f" {normalised(wanted)} " in f" {normalised(found)} ")
 
 
 def rouge_l(found: str, wanted: str) -> float:

@@ -272,4 +272,5 @@ def _time(model: str, task: str, reading: str, rows: Sequence[Row], texts: Seque
 
 def _flat(value: Score | Difference) -> dict[str, Any]:
     values = asdict(value)
-    return {**values, **values.pop("value")}
+    interval = values.pop("value")
+    return {**values, **interval}

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from ctxdocs.evaluation.haystacks import Filler, haystack, hidden
-from ctxdocs.evaluation.metrics import contains, rouge_l_recall
+from ctxdocs.evaluation.metrics import rouge_l_recall, says
 from ctxdocs.evaluation.reading import ContextReader
 from ctxdocs.evaluation.task import AskingTask, Example, Metric
 
@@ -42,7 +42,7 @@ class Needle(AskingTask):
     def grade(self, output: str, example: Example) -> dict[str, float]:
         """Look for the place's last word, which no other place has."""
         answer = example.answers[0]
-        return {"accuracy": contains(output, answer.split()[-1]), "recall": rouge_l_recall(output, answer)}
+        return {"accuracy": says(output, answer.split()[-1]), "recall": rouge_l_recall(output, answer)}
 
     def _example(
         self, reader: ContextReader, filler: Filler, seed: int, number: int, length: int, depth: int

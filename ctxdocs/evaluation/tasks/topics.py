@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from ctxdocs.evaluation.metrics import contains, normalised, word_f1
+from ctxdocs.evaluation.metrics import says, word_f1
 from ctxdocs.evaluation.reading import ContextReader
 from ctxdocs.evaluation.task import AskingTask, Example, Metric
 
@@ -48,9 +48,9 @@ class Topics(AskingTask):
         return [self._example(seed, number) for number in range(limit)]
 
     def grade(self, output: str, example: Example) -> dict[str, float]:
-        """Look for the topic's name, normalised."""
+        """Look for the topic's name."""
         topic = example.answers[0]
-        return {"accuracy": contains(normalised(output), normalised(topic)), "f1": word_f1(output, [topic])}
+        return {"accuracy": says(output, topic), "f1": word_f1(output, [topic])}
 
     def _example(self, seed: int, number: int) -> Example:
         rng = self.random(seed, number)
