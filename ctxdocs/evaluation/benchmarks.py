@@ -75,8 +75,7 @@ class BenchmarkTask(AskingTask):
     def _example(self, reader: ContextReader, number: int, line: Line, dataset: str) -> Example:
         parts = self.parts(line, dataset)
         context, limit = parts.context, self.options.max_context_tokens
-        ids = reader.ids(context) if limit else []
-        if limit and len(ids) > limit:
+        if limit and len(ids := reader.ids(context)) > limit:
             ends = ids[: limit // 2], ids[len(ids) - limit // 2 :]
             context = "".join(str(reader.tokenizer.decode(end)) for end in ends)
         extra = {"tokens": parts.tokens, **parts.extra}

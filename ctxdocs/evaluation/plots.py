@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SERIES = 6
 _INK, _GRID = "#010203", "#010204"
 _COLOURS = [f"#01030{index}" for index in range(SERIES)]
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10,
@@ -106,7 +106,7 @@ def _memories(axes: Axes, evaluation: Evaluation, task: str, model: str, metric:
     axes.errorbar(ratios, means, yerr=spread, color=colour, marker="o", capsize=3, label=model)
 
 
-def _legend(axes: Axes, styles: Sequence[tuple[str, str]], models: Iterable[str]) -> None:
+def _legend(axes: Axes, styles: Sequence[tuple[Any, str]], models: Iterable[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=_COLOURS[i % SERIES], marker="o", label=name) for i, name in enumerate(models)]

@@ -216,7 +216,7 @@ class ContextReader:
         """Bytes of the keys and values of one token of text."""
         with torch.no_grad():
             _, state = self.compressor.prefill([[torch.zeros(1, dtype=torch.long)]])
-        layers = [layer for layer in state.cache.layers if layer.keys is not None]
+        layers: list[Any] = [layer for layer in state.cache.layers if getattr(layer, "keys", None) is not None]
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
     @property

@@ -52,13 +52,12 @@ def bootstrap(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64
         From 2000 resamples drawn with a fixed seed.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    if clusters is None:
-        sums, counts = numbers, np.ones(len(numbers))
-    else:
-        # In the order in which clusters first appear, so that their names do not matter.
-        order: dict[Hashable, int] = {}
-        owner = np.array([order.setdefault(cluster, len(order)) for cluster in clusters])
-        sums, counts = np.bincount(owner, weights=numbers), np.bincount(owner).astype(np.float64)
+    # Clusters in the order in which they first appear, so that their names do not matter.
+    order: dict[Hashable, int] = {}
+    owner = [
+        order.setdefault(cluster, len(order)) for cluster in (range(len(numbers)) if clusters is None else clusters)
+    ]
+    sums, counts = np.bincount(owner, weights=numbers), np.bincount(owner)
     rng = np.random.default_rng(0)
     means = []
     for _ in range(RESAMPLES // _AT_ONCE):
