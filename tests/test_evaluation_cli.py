@@ -62,8 +62,8 @@ def test_files_go_to_all_tasks_or_to_one(tiny_checkpoint, tmp_path):
     options = ["--option", "perplexity.context_tokens=32", "--option", "perplexity.tokens=8"]
     small = ["--limit", 3, "--option", "qa.max_new_tokens=3", *options]
     values = run_json(tiny_checkpoint, "--tasks", "qa,perplexity", "--data", texts, "--data", f"qa={asked}", *small)
-    assert values["config"]["tasks"]["qa"]["data"].keys() == {"asked.jsonl"}
-    assert values["config"]["tasks"]["perplexity"]["data"].keys() == {"texts.jsonl"}
+    assert list(values["config"]["tasks"]["qa"]["data"].values()) == ["asked.jsonl"]
+    assert list(values["config"]["tasks"]["perplexity"]["data"].values()) == ["texts.jsonl"]
     assert {score["task"] for score in values["scores"]} == {"qa", "perplexity"}
 
 

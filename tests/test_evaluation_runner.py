@@ -97,6 +97,13 @@ def test_another_examples_memory_is_that_of_its_contexts(compressor, text_file):
     assert rows[examples[0].id].metrics["loss"] == pytest.approx(-score.mean, abs=1e-4)
 
 
+def test_others_are_of_other_documents(compressor, text_file):
+    options = {"perplexity": {"context_tokens": 16, "tokens": 4, "stretches": 6}}
+    with pytest.raises(InputError, match="all examples are about one document"):
+        evaluate(compressor, ["perplexity"], data=[text_file], readings=["other"], limit=6, options=options)
+    evaluate(compressor, ["perplexity"], data=[text_file], readings=["other"], limit=7, options=options)
+
+
 # Folders
 
 

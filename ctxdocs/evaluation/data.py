@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,9 +79,10 @@ class Data:
             kinds.add("documents" if isinstance(first, Document) else "questions")
         return kinds
 
+    @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Return the sha256 of every file by its name: another file under the same name is another evaluation."""
-        return {path.name: file_digest(path) for path in self.files}
+        """The files' names by their sha256: another file under the same name is another evaluation."""
+        return {file_digest(path): path.name for path in self.files}
 
     def _records(self, seed: int) -> Iterator[Record]:
         if not self.files:

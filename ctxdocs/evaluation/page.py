@@ -62,6 +62,8 @@ def _overview(evaluation: Evaluation) -> str:
             tokens, slots, nbytes = (
                 sum(getattr(c, name) * c.rows for c in own) for name in ("context_tokens", "slots", "nbytes")
             )
+            if reading == "none":  # where a stream goes on behind its latest text, that is no memory
+                slots = 0
             cells = [model, reading, _ratio(tokens, slots), _ratio(nbytes, tokens) if slots else ""]
             rows.append([*map(escape, cells), *(_cell(evaluation, task, model, reading) for task in tasks)])
     units = "; ".join(f"{escape(task.name)}: {_described(task.metrics[0])}" for task in tasks)
@@ -103,7 +105,7 @@ def _differences(evaluation: Evaluation, task: Task) -> str:
         rows.append([*map(escape, cells), f"{one.value.count}"])
     if not rows:
         return ""
-    head = ["model", "difference", _described(task.metrics[0]), "95 % interval", "clear", "examples"]
+    head = ["model", "difference", task.metrics[0].label, "95 % interval", "clear", "examples"]
     return f"<h3>Paired differences</h3>{_by_model(evaluation, head, rows, text=2)}"
 
 

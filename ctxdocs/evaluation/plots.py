@@ -65,7 +65,7 @@ def quality_against_ratio(evaluation: Evaluation, task: str) -> str:
         axes.set_xlabel("tokens per slot")
         axes.set_ylabel(_axis(metric))
         if metric.unit == "%":
-            axes.set_ylim(0, max(axes.get_ylim()[1], 5))
+            axes.set_ylim(0, min(max(axes.get_ylim()[1], 5), 102))
         _legend(axes, [("--", "text"), (":", "nothing")], evaluation.models if len(evaluation.models) > 1 else ())
         return _svg(figure, f"{metric.label} of {task} against tokens per slot")
 

@@ -111,12 +111,8 @@ def evaluate(
         **asdict(plan),
     }
     store = RowStore(config, None if output is None else Path(output))
-    try:
-        for model in models:
-            _run_model(model, chosen, plan, store, on_progress)
-    finally:
-        for task in chosen:
-            task.close()
+    for model in models:
+        _run_model(model, chosen, plan, store, on_progress)
     evaluation = summarised(store, chosen)
     if store.folder is not None:
         write_reports(evaluation, store.folder)
@@ -181,7 +177,7 @@ def _described(task: Task) -> dict[str, Any]:
     plain = {
         name: value if isinstance(value, (str, int, float, tuple)) else _name(value) for name, value in values.items()
     }
-    return {"options": plain, "data": task.data.digests()}
+    return {"options": plain, "data": task.data.digests}
 
 
 def _name(value: Any) -> str | None:
@@ -202,22 +198,34 @@ def _run_model(
                 f"the task {task.name} has none of the readings {', '.join(plan.readings)}",
                 f"it has: {', '.join(task.readings)}",
             )
-        task.left_out.clear()
-        examples = task.examples(own[0], plan.seed, plan.limit)
-        if not examples:
-            raise _no_examples(task)
-        store.left_out[f"{model.label}/{task.name}"] = dict(task.left_out)
-        done, total = 0, len(examples) * len(own)
-        for batch, reader in itertools.product(_batches(examples, plan.batch_size), own):
-            keys = [(model.label, task.name, reader.reading.name, example.id) for example in batch]
-            if not all(key in store.rows for key in keys):
-                if reader.reading.name not in warm:
-                    reader.warm_up()
-                    warm.add(reader.reading.name)
-                store.append(list(_rows(model.label, task, reader, _with_contexts(reader, batch, examples), store)))
-            done += len(batch)
-            if on_progress is not None:
-                on_progress(Progress(model.label, task.name, done, total))
+        try:
+            for done, total in _run_task(model.label, task, own, plan, store, warm):
+                if on_progress is not None:
+                    on_progress(Progress(model.label, task.name, done, total))
+        finally:
+            task.close()
+
+
+def _run_task(
+    label: str, task: Task, readers: Sequence[ContextReader], plan: _Plan, store: RowStore, warm: set[str]
+) -> Iterator[tuple[int, int]]:
+    """Run what is not done yet, a batch in every reading before the next one; yield how far it is."""
+    task.left_out.clear()
+    examples = task.examples(readers[0], plan.seed, plan.limit)
+    if not examples:
+        raise _no_examples(task)
+    store.left_out[f"{label}/{task.name}"] = dict(task.left_out)
+    done, total = 0, len(examples) * len(readers)
+    for batch, reader in itertools.product(_batches(examples, plan.batch_size), readers):
+        keys = [(label, task.name, reader.reading.name, example.id) for example in batch]
+        if not all(key in store.rows for key in keys):
+            if reader.reading.name not in warm:
+                reader.warm_up()
+                warm.add(reader.reading.name)
+            given = _with_others(batch, examples) if reader.reading.how == "other" else batch
+            store.append(list(_rows(label, task, reader, given, store.process)))
+        done += len(batch)
+        yield done, total
 
 
 def _batches(examples: Sequence[Example], size: int) -> list[Sequence[Example]]:
@@ -236,18 +244,21 @@ def _no_examples(task: Task) -> InputError:
     )
 
 
-def _with_contexts(reader: ContextReader, batch: Sequence[Example], examples: Sequence[Example]) -> Sequence[Example]:
-    """Return the batch; where other contexts are read, each example with those of one half the list away."""
-    if reader.reading.how != "other":
-        return batch
+def _with_others(batch: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """Return the batch with the contexts of other examples: one half the list away, or the next of another cluster."""
     places = {example.id: place for place, example in enumerate(examples)}
-    half = max(len(examples) // 2, 1)
-    return [
-        replace(example, contexts=examples[(places[example.id] + half) % len(examples)].contexts) for example in batch
-    ]
+    swapped = []
+    for example in batch:
+        start = places[example.id] + max(len(examples) // 2, 1)
+        others = (examples[(start + step) % len(examples)] for step in range(len(examples)))
+        other = next((one for one in others if (one.cluster or one.id) != (example.cluster or example.id)), None)
+        if other is None:
+            raise InputError("all examples are about one document, so no other's memory can be read", "raise --limit")
+        swapped.append(replace(example, contexts=other.contexts))
+    return swapped
 
 
-def _rows(label: str, task: Task, reader: ContextReader, batch: Sequence[Example], store: RowStore) -> Iterator[Row]:
+def _rows(label: str, task: Task, reader: ContextReader, batch: Sequence[Example], process: int) -> Iterator[Row]:
     before = dict(reader.seconds)
     try:
         results: list[Result | ContextTooLong] = list(task.run(reader, batch))
@@ -264,7 +275,7 @@ def _rows(label: str, task: Task, reader: ContextReader, batch: Sequence[Example
             "example": example.id,
             "labels": dict(example.labels),
             "cluster": example.cluster or example.id,
-            "process": store.process,
+            "process": process,
             "question": example.question,
             "answers": list(example.answers),
         }

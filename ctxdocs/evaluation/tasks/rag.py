@@ -45,7 +45,7 @@ class RetrievalAugmented(Task):
 
     def __init__(self, data: Any, **options: Any) -> None:
         super().__init__(data, **options)
-        self._folder = tempfile.TemporaryDirectory(prefix="ctxdocs-eval-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._libraries: dict[tuple[str, Any], Library] = {}
         self._contexts: list[str] = []
 
@@ -88,7 +88,9 @@ class RetrievalAugmented(Task):
     def close(self) -> None:
         """Remove the libraries."""
         self._libraries.clear()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _costs(self, reader: ContextReader, library: Library, answer: Answer) -> dict[str, int]:
         tokens = sum(hit.tokens for hit in answer.sources)
@@ -106,6 +108,7 @@ class RetrievalAugmented(Task):
             return built[0]
         key = (fingerprint, reader.reading.ratio)
         if key not in self._libraries:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="ctxdocs-eval-")
             library = Library.create(
                 Path(self._folder.name) / f"library-{len(self._libraries)}",
                 reader.compressor,
