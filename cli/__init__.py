@@ -1,4 +1,4 @@
-"""The command line: ``ctxdocs compress``, ``ask``, ``chat``, ``search``, ``info``, ``remove`` and ``models``."""
+"""The command line: ``ctxdocs`` and its subcommands, one file each."""
 
 from __future__ import annotations
 

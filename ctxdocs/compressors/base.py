@@ -130,6 +130,10 @@ class Compressor(nn.Module, abc.ABC):
     def session(self, **options: Any) -> Session:
         """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
 
+    def streaming_session(self) -> Session:
+        """Start a session that reads a stream for as long as the method can; for some that is another kind."""
+        return self.session()
+
     @property
     def ratios(self) -> range:
         """Tokens per slot that run settings can choose; empty where the checkpoint's own ratio is the only one."""

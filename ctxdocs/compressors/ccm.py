@@ -400,6 +400,10 @@ class CCM(Compressor):
             raise InputError("a sliding window starts empty", "start a session without a window from the memories")
         return CCMStream(self, window if isinstance(window, Window) else Window(**window))
 
+    def streaming_session(self) -> CCMStream | CCMSession:
+        """Start a sliding window of the published sizes; methods that read no memory as they go end with a session."""
+        return self.session(window=Window()) if self.is_recurrent else self.session()
+
     def _projections(self) -> list[dict[str, nn.Linear]]:
         """Return the linear layers that the LoRA acts on, by name, for every decoder layer."""
         try:

@@ -17,6 +17,7 @@ from ctxdocs import generation
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.datasets.tokens import TokenSequences
+from ctxdocs.evaluation import statistics
 from ctxdocs.likelihood import likelihoods
 from ctxdocs.memory import Memory
 from ctxdocs.training.bundled.batches import ANSWER_ID, END_ID, QUESTION_ID
@@ -31,7 +32,6 @@ DOCUMENT_TOKENS = 256
 CONTINUATION_TOKENS = 64
 WINDOWS_PER_DOCUMENT = 4
 _WINDOWS_AT_ONCE = 32
-_RESAMPLES = 2000
 _QUESTION_LIMIT = 300
 _ANSWER_TOKENS = 24
 
@@ -143,11 +143,8 @@ def _figures(values: dict[str, NDArray[np.float64]], owner: NDArray[np.int64]) -
 def bootstrap(values: NDArray[np.float64], owner: NDArray[np.int64]) -> Figure:
     """Return the mean over owners of their mean value, with an interval from resampled owners."""
     _, number = np.unique(owner, return_inverse=True)
-    means = np.bincount(number, weights=values) / np.bincount(number)
-    rng = np.random.default_rng(0)
-    resampled = means[rng.integers(len(means), size=(_RESAMPLES, len(means)))].mean(axis=1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Figure(float(means.mean()), float(low), float(high), len(means))
+    found = statistics.bootstrap(np.bincount(number, weights=values) / np.bincount(number))
+    return Figure(found.mean, found.low, found.high, found.count)
 
 
 def _answers(compressor: Compressor, questions: Questions) -> dict[str, dict[str, Figure]]:
