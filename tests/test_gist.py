@@ -274,7 +274,7 @@ def test_a_base_model_becomes_a_compressor_that_starts_from_its_own_weights(publ
         ("beacon", {"ratio": 17}, "cannot hold ratio 17"),
         ("beacon", {"ratio": (3, 5)}, "cannot hold ratio 3, 5"),
         ("beacon", {"ratio": -1}, "cannot hold ratio -1"),
-        ("beacon", {"ratio": []}, "cannot hold"),
+        ("beacon", {"ratio": []}, "no ratio to choose"),
         ("beacon", {"ratio_mix": "often"}, "unknown ratio mix 'often'"),
         ("beacon", {"ratio_mix": "adapt-x"}, "unknown ratio mix"),
         ("beacon", {"attention": "some"}, "unknown attention 'some'"),

@@ -126,7 +126,7 @@ class Layout:
             If more positions are needed than the model has.
         """
         if not self._tokens:
-            raise InputError("the prompt is empty", "give at least one token")
+            raise InputError("the prompt is empty", "give at least one token, behind the memories if there are any")
         limit = self.backbone.max_positions
         if self.offset > limit:
             raise ContextTooLong(

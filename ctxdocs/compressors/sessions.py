@@ -19,6 +19,7 @@ from ctxdocs import generation
 from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.memory import Memory
+from ctxdocs.prompts import as_memories
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
@@ -48,10 +49,10 @@ class Session(abc.ABC):
     _last_logits: Tensor | None = None
 
     def __init__(self, compressor: Compressor, memories: Sequence[Memory] = ()) -> None:
-        for memory in memories:
+        self.memories = tuple(as_memories(memories))
+        for memory in self.memories:
             compressor.check_memory(memory)
         self.compressor: Any = compressor
-        self.memories = tuple(memories)
         self.note: dict[str, Any] = {}
         self.reset()
 
