@@ -352,3 +352,17 @@ def test_training_reaches_every_gist_parameter():
         if name not in last and not ("layers.1" in name and "mlp" in name):
             assert parameter.grad.abs().sum() > 0, name
     assert not any(module._forward_hooks for module in gist.model.modules())
+
+
+def test_compressing_never_copies_the_model(monkeypatch):
+    gist = tiny_gist(ratio=(2, 4), ratio_mix="sequence")
+
+    def refuse(module, memo):
+        raise AssertionError("the model was copied")
+
+    monkeypatch.setattr(torch.nn.Module, "__deepcopy__", refuse, raising=False)
+    gist.compress_ids([IDS, IDS[:20]], batch_tokens=1000)
+    session = gist.session()
+    session.feed(IDS[:20])
+    session.memory()
+    session.generate_ids(3, eos_token_ids=())

@@ -74,7 +74,13 @@ class RatioChoice:
         """Return what :meth:`draw` may return for a text of so many tokens."""
         if self._mix in ("step-random", "sequence") or (self._mix == "instance-random" and self._lasting is None):
             return self.ratios
-        return [copy.deepcopy(self).draw(tokens)]
+        return [self.copy().draw(tokens)]
+
+    def copy(self) -> RatioChoice:
+        """Return a choice that goes on from here on its own; ``deepcopy`` would copy the model behind ``reach``."""
+        other = copy.copy(self)
+        other._random = copy.deepcopy(self._random)
+        return other
 
     def state(self) -> dict[str, Any]:
         """Return how far the choice has come, as JSON-able values."""

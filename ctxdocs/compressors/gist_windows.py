@@ -155,7 +155,7 @@ class Windows:
         """
         settings = self.compressor
         choose = self._ratio is None or self._at_border or not settings.interleaves
-        ratio = copy.deepcopy(self._choice).draw(self._tokens_known) if choose else self._ratio
+        ratio = self._choice.copy().draw(self._tokens_known) if choose else self._ratio
         if settings.interleaves:
             is_gist = self._interleaved(ids.shape[1], ratio).expand(len(ids), -1)
             live = lengths + ((self._remainder + lengths) // ratio if ratio else 0)
@@ -233,7 +233,7 @@ class Windows:
         taken = copy.copy(self)
         taken.front, taken.sink, taken.gist = (part[:, :, rows] for part in (self.front, self.sink, self.gist))
         taken._raw = [self.raw[:, :, rows]]
-        taken._choice = copy.deepcopy(self._choice)
+        taken._choice = self._choice.copy()
         taken._cache = None
         return taken
 
