@@ -180,11 +180,11 @@ class Session(abc.ABC):
         """Take note that an answer has ended."""
 
     def _check_room(self, tokens: int) -> None:
-        needed, limit = self._positions_for(tokens), self.compressor.backbone.max_positions
-        if needed > limit:
+        backbone, needed = self.compressor.backbone, self._positions_for(tokens)
+        if needed > backbone.max_positions:
             raise ContextTooLong(
                 f"with {tokens} more token{'s' * (tokens != 1)} the session takes {needed} positions, "
-                f"{needed - limit} more than the model's {limit}",
+                f"{needed - backbone.max_positions} more than {backbone.limit}",
                 "reset the session, or start another one from its memory()",
             )
 
