@@ -33,7 +33,7 @@ from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist_ratios import RatioChoice
 from ctxdocs.compressors.gist_windows import Windows
 from ctxdocs.compressors.sessions import Session
-from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.errors import CheckpointError, ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change
 from ctxdocs.modeling.probe import check_keys
@@ -356,7 +356,7 @@ class GistCompressor(Compressor):
     def _check_reach(self, windows: Windows, tokens: int) -> None:
         needed, limit = windows.positions_for(tokens), self.backbone.max_positions
         if needed > limit:
-            raise InputError(
+            raise ContextTooLong(
                 f"a document of {tokens} tokens takes up to {needed} positions, {needed - limit} more than "
                 f"{self.backbone.limit}",
                 "compress it in parts, or at a higher ratio",

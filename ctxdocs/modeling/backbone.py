@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.errors import InputError
+from ctxdocs.errors import ContextTooLong
 from ctxdocs.modeling.layers import AddedStates, added_to_layers
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Backbone:
 
         Raises
         ------
-        InputError
+        ContextTooLong
             If cached keys would fall out of the sliding window of a layer.
         """
         if cache is not None and self.slides:
@@ -172,7 +172,7 @@ class Backbone:
 
     def _check_window(self, places: int) -> None:
         if places > (window := min(self._windows)):
-            raise InputError(
+            raise ContextTooLong(
                 f"slots and tokens (of a batch: padded to one length) take {places} places, {places - window} more "
                 f"than the {window} of the model's sliding window",
                 "read fewer of them, or prompts one by one",
