@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import number, whole_number, whole_numbers, words
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Prompt
@@ -70,6 +71,13 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        for name in ("max_new_tokens", "top_k", *(["seed"] * (self.seed is not None))):
+            whole_number(name, getattr(self, name))
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            number(name, getattr(self, name))
+        words("stop", self.stop)
+        if self.eos_token_ids is not None:
+            whole_numbers("eos_token_ids", self.eos_token_ids)
         checks = {
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "temperature must not be negative": self.temperature >= 0,

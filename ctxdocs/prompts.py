@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import items
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 
@@ -191,18 +192,28 @@ def encode_parts(parts: Sequence[PartLike], tokenizer: PreTrainedTokenizerBase |
     return prompt
 
 
-def as_ids(ids: Sequence[int] | Tensor) -> Tensor:
-    """Return token ids as a 1-D int64 tensor; anything else is an ``InputError``."""
+def as_ids(ids: Sequence[int] | Tensor, what: str = "token ids") -> Tensor:
+    """Return token ids as a 1-D int64 tensor; anything else is an ``InputError`` about ``what``."""
+    wanted = f"{what} must be integers in a list or a 1-D tensor"
     try:
         tensor = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"token ids must be integers in a list or a 1-D tensor, got {type(ids).__name__}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{wanted}, got {type(ids).__name__}") from error
     integral = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if tensor.dim() != 1 or not (integral or tensor.numel() == 0):
-        raise InputError(
-            f"token ids must be integers in a list or a 1-D tensor, got {tensor.dtype} of shape {tuple(tensor.shape)}"
-        )
+        raise InputError(f"{wanted}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
     return tensor.long()
+
+
+def as_memories(memories: Sequence[Memory]) -> list[Memory]:
+    """Return memories as a list; anything else is an ``InputError``."""
+    if isinstance(memories, Memory):
+        raise InputError("memories come in a list, got one memory", "write memories=[memory]")
+    listed = items("memories", memories)
+    for memory in listed:
+        if not isinstance(memory, Memory):
+            raise InputError(f"a list of memories holds a {type(memory).__name__}", "memories come from compress(...)")
+    return listed
 
 
 def with_bos(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:

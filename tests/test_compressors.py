@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from unittest import mock
 
@@ -10,10 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctxdocs import FingerprintMismatch, InputError, KVMemory
+from ctxdocs import FingerprintMismatch, InputError, KVMemory, SoftPrompt
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.base import batches_by_length
 from ctxdocs.modeling.backbone import Backbone
+from ctxdocs.modeling.layers import AddedStates
+from ctxdocs.modeling.rotary import rotate_keys
 
 from .conftest import tiny_autocompressor
 
@@ -151,12 +154,91 @@ def test_a_prompt_beyond_the_positions_says_by_how_much(tokenizer):
         tiny_autocompressor(max_position_embeddings=32, segment_tokens=29)
 
 
-def test_compressing_and_reading_are_differentiable():
-    trained = tiny_autocompressor().requires_grad_(True)
-    memory = trained.compress_ids([DOCUMENTS[1]])[0]
-    trained.logits(PROMPT, [memory]).logsumexp(-1).sum().backward()
-    assert trained.embed_summary.weight.grad.abs().sum() > 0
-    assert trained.model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+def unread(compressor):
+    """What of a method's own parameters no prompt reads: the last layer's queries and outputs at its slots."""
+    last = len(compressor.backbone.layers) - 1
+    if compressor.method == "rcc":
+        encoder = "gpt_neox.rcc_encoder.gpt_neox."
+        feeding = (
+            f"gpt_neox.rcc_encoder2gpt_A_matrix.{last}.",
+            f"{encoder}layers.{last}.",
+            f"{encoder}final_layer_norm.",
+        )
+        return {name for name in compressor.own_parameters() if name.startswith(feeding)}
+    names = compressor.own_parameters()
+    leaves = ("q_proj", "o_proj", "up_proj", "down_proj")
+    return {name for name in names if f".{last}." in name and name.endswith("weight") and any(map(name.count, leaves))}
+
+
+def test_gradients_reach_every_parameter_of_the_method_and_the_text(any_compressor):
+    trained = copy.deepcopy(any_compressor).requires_grad_(True)
+    memories = trained.compress_ids(DOCUMENTS[:2])
+    trained.logits(PROMPT, memories).logsumexp(-1).sum().backward()
+    own = trained.own_parameters()
+    reached = {name for name, parameter in own.items() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
+    assert reached == own.keys() - unread(trained)
+    text = trained.encoder_backbone if trained.method == "rcc" else trained.backbone
+    assert text.embedding.weight.grad[DOCUMENTS[1][:8]].abs().sum() > 0
+    assert not any(module._forward_hooks for module in trained.modules())
+
+
+def test_bfloat16_stays_bfloat16_and_near_float32(any_compressor):
+    half = copy.deepcopy(any_compressor).to(torch.bfloat16)
+    half.forget_fingerprint()
+    documents = [DOCUMENTS[0], DOCUMENTS[3]]
+    memories, expected = half.compress_ids(documents), any_compressor.compress_ids(documents)
+    for memory, wanted in zip(memories, expected, strict=True):
+        for name, tensor in memory.tensors().items():
+            if tensor.is_floating_point():
+                assert tensor.dtype == torch.bfloat16
+                assert torch.cosine_similarity(tensor.float().flatten(), wanted.tensors()[name].flatten(), 0) > 0.98
+    logits = half.logits(PROMPT, memories)
+    assert logits.dtype == torch.bfloat16
+    wanted = any_compressor.logits(PROMPT, expected)
+    assert torch.cosine_similarity(logits.float().flatten(), wanted.flatten(), 0) > 0.95
+    session = half.session(memories)
+    assert session.feed(PROMPT).isfinite().all()
+    assert len(session.generate_ids(3, eos_token_ids=())) == 3
+    assert {t.dtype for t in session.memory().tensors().values() if t.is_floating_point()} == {torch.bfloat16}
+
+
+def read_part_by_part(compressor, prompt):
+    """The rule of composition by hand: every part is run, or put into the cache, behind those before it."""
+    from transformers import DynamicCache
+
+    backbone, cache, offset, hidden = compressor.backbone, DynamicCache(), 0, None
+    for part in prompt:
+        added, places = (
+            None,
+            torch.arange(offset, offset + (len(part) if isinstance(part, torch.Tensor) else part.slots)),
+        )
+        if isinstance(part, torch.Tensor):
+            embeds = backbone.embed(part)
+        elif isinstance(part, KVMemory):
+            keys = rotate_keys(compressor.model, part.keys, offset + part.positions)
+            for layer, (key, value) in enumerate(zip(keys, part.values, strict=True)):
+                cache.update(key[None], value[None], layer)
+            embeds = None
+        elif isinstance(part, SoftPrompt):
+            embeds, places = part.vectors, places if part.span else torch.full_like(places, -1)
+        else:
+            embeds, states = compressor.project(part.states)
+            added = AddedStates(states, torch.ones(1, part.slots, dtype=torch.bool))
+        if embeds is not None:
+            hidden = backbone.run(embeds[None], places[None], cache=cache, added=added)
+        offset += len(part) if isinstance(part, torch.Tensor) else part.span
+    return backbone.head(hidden[0, -1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memories_and_texts_compose_in_any_order(any_compressor, seed):
+    memories = any_compressor.compress_ids(DOCUMENTS[:4])
+    parts = [*memories, torch.tensor([7]), torch.arange(60, 71), torch.arange(3, 9)]
+    order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
+    prompt = [*(parts[index] for index in order), torch.tensor(PROMPT)]
+    logits, _ = any_compressor.prefill([prompt, prompt[-2:]])
+    close(logits[0], read_part_by_part(any_compressor, prompt))
+    close(logits[1], read_part_by_part(any_compressor, prompt[-2:]))
 
 
 def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
@@ -189,6 +271,25 @@ def test_no_more_runs_at_once_than_a_batch_may_hold(any_compressor):
         any_compressor.compress_ids([list(range(10, 10 + length)) for length in lengths], batch_tokens=budget)
     rows = [call.args[1].shape[0] for call in embed.call_args_list]
     assert max(rows) == max(1, min(len(lengths), budget // share))
+
+
+def test_sessions_pass_no_mask(any_compressor, monkeypatch):
+    if getattr(any_compressor, "attention", "full-coverage") != "full-coverage":
+        pytest.skip("its gist tokens need one")
+    memories, masks = any_compressor.compress_ids(DOCUMENTS[:2]), []
+    run = type(any_compressor.backbone).run
+
+    def watched(self, *args, mask=None, **options):
+        masks.append(mask)
+        return run(self, *args, mask=mask, **options)
+
+    monkeypatch.setattr(type(any_compressor.backbone), "run", watched)
+    session = any_compressor.session(memories)
+    session.feed(DOCUMENTS[1])
+    session.generate_ids(2, eos_token_ids=())
+    session.memory()
+    assert masks
+    assert all(mask is None for mask in masks)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))

@@ -285,7 +285,7 @@ def test_a_base_model_becomes_a_compressor_that_starts_from_its_own_weights(publ
         ("beacon", {"ratio": 17}, "cannot hold ratio 17"),
         ("beacon", {"ratio": (3, 5)}, "cannot hold ratio 3, 5"),
         ("beacon", {"ratio": -1}, "cannot hold ratio -1"),
-        ("beacon", {"ratio": []}, "cannot hold"),
+        ("beacon", {"ratio": []}, "no ratio to choose"),
         ("beacon", {"ratio_mix": "often"}, "unknown ratio mix 'often'"),
         ("beacon", {"ratio_mix": "adapt-x"}, "unknown ratio mix"),
         ("beacon", {"attention": "some"}, "unknown attention 'some'"),
@@ -310,7 +310,7 @@ def test_models_without_rotary_embedding_are_refused():
 
 
 def test_a_kernel_without_masks_is_refused_where_one_is_needed():
-    model = tiny_model()
+    model = tiny_model().to("meta")  # the kernel itself is not at hand
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(InputError, match="step-expansion needs a mask, which flash_attention_2 does not take"):
         tiny_gist("ultragist", model=model)
@@ -363,3 +363,17 @@ def test_training_reaches_every_gist_parameter():
         if name not in last and not ("layers.1" in name and "mlp" in name):
             assert parameter.grad.abs().sum() > 0, name
     assert not any(module._forward_hooks for module in gist.model.modules())
+
+
+def test_compressing_never_copies_the_model(monkeypatch):
+    gist = tiny_gist(ratio=(2, 4), ratio_mix="sequence")
+
+    def refuse(module, memo):
+        raise AssertionError("the model was copied")
+
+    monkeypatch.setattr(torch.nn.Module, "__deepcopy__", refuse, raising=False)
+    gist.compress_ids([IDS, IDS[:20]], batch_tokens=1000)
+    session = gist.session()
+    session.feed(IDS[:20])
+    session.memory()
+    session.generate_ids(3, eos_token_ids=())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.checks import true_or_false, whole_number
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.segments import longest_piece, segments_of, slots_behind_text, split_lengths
 from ctxdocs.compressors.sessions import Session
@@ -60,10 +61,13 @@ class AutoCompressor(Compressor):
         prompt_format: PromptFormat | None = None,
     ) -> None:
         super().__init__(model, tokenizer, prompt_format=prompt_format)
-        self.summary_length = summary_length
-        self.accumulate_summary = accumulate_summary
+        self.summary_length = whole_number("summary_length", summary_length)
+        if summary_length < 0:
+            raise InputError(f"summary_length is {summary_length}, it cannot be negative")
+        self.accumulate_summary = true_or_false("accumulate_summary", accumulate_summary)
         room = self.backbone.max_positions - (summary_length if self.backbone.counts_slots else 0)
-        self.segment_tokens = min(PUBLISHED_SEGMENT_TOKENS, room) if segment_tokens is None else segment_tokens
+        preset = min(PUBLISHED_SEGMENT_TOKENS, room)
+        self.segment_tokens = whole_number("segment_tokens", preset if segment_tokens is None else segment_tokens)
         if not 1 <= self.segment_tokens <= room:
             raise InputError(
                 f"segments of {self.segment_tokens} tokens do not fit the model: with {summary_length} summary slots "
@@ -294,9 +298,10 @@ class AutoCompressor(Compressor):
             Keep a quirk of the authors' code: a first feed that ends exactly at a segment border leaves that segment
             open for good, and it is never summarised.
         """
-        if segment_tokens is not None and segment_tokens < 1:
-            raise InputError(f"a segment holds at least one token, got segment_tokens={segment_tokens}")
-        return AutoCompressorSession(self, memories, segment_tokens or self.segment_tokens, published=published)
+        chosen = whole_number("segment_tokens", self.segment_tokens if segment_tokens is None else segment_tokens)
+        if chosen < 1:
+            raise InputError(f"a segment holds at least one token, got segment_tokens={chosen}")
+        return AutoCompressorSession(self, memories, chosen, published=published)
 
     def _padded_segment(
         self, ids: Tensor, mask: Tensor | None, softprompt: Tensor, summarise: bool

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs import generation
+from ctxdocs.checks import items, whole_number
 from ctxdocs.compressors import identity, saving
 from ctxdocs.compressors.reading import Layout, ModelInput, ReadState, batch_input
 from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.modeling.lora import Adapter
-from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text
+from ctxdocs.modeling.probe import check_stages
+from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, as_memories, encode_parts, encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +64,7 @@ class Compressor(nn.Module, abc.ABC):
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format or PromptFormat()
         self.backbone = Backbone(model)
+        check_stages(self.backbone)
         #: What ``load_compressor`` found it by; None for one built in Python.
         self.name_or_path: str | None = None
         #: Where an adapter's base lies, as ``load_compressor`` needs to be told again: ``base_model``, ``finetune``.
@@ -194,6 +197,9 @@ class Compressor(nn.Module, abc.ABC):
         """Compress texts, batched; see :meth:`compress_ids`."""
         if isinstance(texts, str):
             raise InputError("compress takes a list of texts, got one string", "write compress([text])")
+        texts = items("texts", texts)
+        if strange := next((text for text in texts if not isinstance(text, str)), None):
+            raise InputError(f"a text is a string, got {type(strange).__name__}", "for token ids, use compress_ids")
         tokenizer = self._tokenizer()
         return self.compress_ids([encode_text(tokenizer, text) for text in texts], **options)
 
@@ -225,9 +231,12 @@ class Compressor(nn.Module, abc.ABC):
         InputError
             If there are no documents, one is empty, or ids lie outside the vocabulary.
         """
+        documents = items("documents", documents)
         ids = [self.checked_ids(document, f"document {index}") for index, document in enumerate(documents)]
         if not ids:
             raise InputError("there is nothing to compress: the batch holds no documents")
+        if batch_tokens is not None and whole_number("batch_tokens", batch_tokens) < 1:
+            raise InputError(f"a batch holds at least one token, got batch_tokens={batch_tokens}")
         memories: dict[int, Memory] = {}
         budget = default_batch_tokens(self.backbone.device) if batch_tokens is None else batch_tokens
         for batch in batches_by_length(list(map(len, ids)), budget, partial(self.tokens_at_once, **options)):
@@ -251,7 +260,8 @@ class Compressor(nn.Module, abc.ABC):
         torch.Tensor
             ``[len(prompt_ids), vocabulary]``.
         """
-        row = self.model_input([*memories, as_ids(prompt_ids)])
+        prompt = self.checked_ids(prompt_ids, "the prompt")
+        row = self.model_input([*as_memories(memories), prompt])
         batch = batch_input(self.model, [row])
         cache = batch.cache if row.slots else None
         hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache, added=batch.added)
@@ -282,7 +292,7 @@ class Compressor(nn.Module, abc.ABC):
         list of int
             New tokens only, without the end-of-sequence token.
         """
-        prompt: Prompt = [*memories, as_ids(prompt_ids)]
+        prompt: Prompt = [*as_memories(memories), as_ids(prompt_ids, "the prompt")]
         chosen = generation.GenerationOptions(max_new_tokens=max_new_tokens, **options)
         return generation.generate(self, [prompt], chosen)[0].ids
 
@@ -360,7 +370,10 @@ class Compressor(nn.Module, abc.ABC):
 
     def room(self, state: ReadState) -> list[int]:
         """Return how many more tokens each prompt's positions leave room for."""
-        return (self.backbone.max_positions - state.next_position).tolist()
+        used = state.next_position
+        if self.backbone.slides:
+            used = used.clamp(min=state.cache.get_seq_length())
+        return (self.backbone.max_positions - used).tolist()
 
     def check_memory(self, memory: Memory) -> None:
         """Raise ``FingerprintMismatch`` unless this compressor made the memory."""
@@ -379,7 +392,7 @@ class Compressor(nn.Module, abc.ABC):
         InputError
             If there are none, they are no integers, or one lies outside the vocabulary.
         """
-        checked = as_ids(ids)
+        checked = as_ids(ids, what)
         if not len(checked):
             if may_be_empty:
                 return checked
@@ -433,7 +446,7 @@ class Compressor(nn.Module, abc.ABC):
     def _prompt(self, prompt: str | Sequence[PartLike], memories: Sequence[Memory]) -> Prompt:
         self._tokenizer()
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
-        return encode_parts([*memories, *parts], self.tokenizer)
+        return encode_parts([*as_memories(memories), *parts], self.tokenizer)
 
 
 def default_batch_tokens(device: torch.device) -> int:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.checks import number, one_of, true_or_false, whole_number
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.ccm_sessions import CCMSession, CCMStream, Context, Window
 from ctxdocs.compressors.segments import longest_piece, segments_of, slots_behind_text
@@ -34,6 +35,7 @@ from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
 from ctxdocs.modeling.kv import KeysValues, recorded_keys_values
 from ctxdocs.modeling.lora import Adapter, Lora
+from ctxdocs.modeling.probe import check_keys
 from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
@@ -91,16 +93,17 @@ class CCM(Compressor):
         prompt_format: PromptFormat | None = None,
     ) -> None:
         super().__init__(model, tokenizer, prompt_format=prompt_format)
-        if attn_type not in ATTENTION_TYPES:
-            raise InputError(f"unknown attn_type {attn_type!r}", f"one of: {', '.join(ATTENTION_TYPES)}")
+        self.attn_type = one_of("attn_type", attn_type, ATTENTION_TYPES)
+        self.num_comp_tokens = whole_number("num_comp_tokens", num_comp_tokens)
         if num_comp_tokens < 1:
             raise InputError(f"a segment is compressed into at least one token, got num_comp_tokens={num_comp_tokens}")
-        self.num_comp_tokens = num_comp_tokens
-        self.attn_type = attn_type
-        self.sink = sink
-        self.lora_alpha = lora_alpha
+        self.sink = true_or_false("sink", sink)
+        if whole_number("lora_rank", lora_rank) < 1:
+            raise InputError(f"a LoRA has a rank of at least 1, got lora_rank={lora_rank}")
+        self.lora_alpha = number("lora_alpha", lora_alpha)
         room = self.backbone.max_positions - num_comp_tokens
-        self.segment_tokens = min(PUBLISHED_SEGMENT_TOKENS, room) if segment_tokens is None else segment_tokens
+        preset = min(PUBLISHED_SEGMENT_TOKENS, room)
+        self.segment_tokens = whole_number("segment_tokens", preset if segment_tokens is None else segment_tokens)
         if not 1 <= self.segment_tokens <= room:
             raise InputError(
                 f"segments of {self.segment_tokens} tokens do not fit the model: with {num_comp_tokens} special tokens "
@@ -111,6 +114,7 @@ class CCM(Compressor):
             nn.ModuleDict({name: Lora(layer[name], lora_rank, lora_alpha / lora_rank) for name in _PROJECTIONS})
             for layer in self._projections()
         )
+        check_keys(self.backbone)
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
@@ -395,7 +399,8 @@ class CCM(Compressor):
             Compress what leaves a sliding window, and keep a bounded memory of an endless stream.
         """
         if window is None:
-            return CCMSession(self, memories, self.segment_tokens if segment_tokens is None else segment_tokens)
+            chosen = self.segment_tokens if segment_tokens is None else segment_tokens
+            return CCMSession(self, memories, whole_number("segment_tokens", chosen))
         if memories:
             raise InputError("a sliding window starts empty", "start a session without a window from the memories")
         return CCMStream(self, window if isinstance(window, Window) else Window(**window))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import whole_number
 from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import InputError
 from ctxdocs.memory import KVMemory, Memory
@@ -73,6 +74,10 @@ class Window:
     comp_cache_size: int = 8
     sink_size: int = 1
     keeps: str = "memory"
+
+    def __post_init__(self) -> None:
+        for name in ("window_size", "comp_size", "comp_cache_size", "sink_size"):
+            whole_number(name, getattr(self, name))
 
 
 class CCMSession(Session):

@@ -28,13 +28,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.checks import one_of, true_or_false, whole_number, whole_numbers, words
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist_ratios import RatioChoice
 from ctxdocs.compressors.gist_windows import Windows
 from ctxdocs.compressors.sessions import Session
-from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.errors import CheckpointError, ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change
+from ctxdocs.modeling.probe import check_keys
 from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
@@ -114,11 +116,11 @@ class GistCompressor(Compressor):
         prompt_format: PromptFormat | None = None,
     ) -> None:
         super().__init__(model, tokenizer, prompt_format=prompt_format)
-        self.window = window
-        self.stride = window if stride is None else stride
-        self.ratio = [ratio] if isinstance(ratio, int) else list(ratio)
+        self.window = whole_number("window", window)
+        self.stride = self.window if stride is None else whole_number("stride", stride)
+        self.ratio = whole_numbers("ratio", ratio)
         self.ratio_mix = ratio_mix
-        self.attend_prev = attend_prev
+        self.attend_prev = true_or_false("attend_prev", attend_prev)
         given: dict[str, Any] = {
             "attention": attention,
             "placement": placement,
@@ -126,10 +128,13 @@ class GistCompressor(Compressor):
             "projections": projections,
         }
         chosen = {name: self.published[name] if value is None else value for name, value in given.items()}
-        self.attention: str = chosen["attention"]
-        self.placement: str = chosen["placement"]
-        self.sink_size: int = chosen["sink_size"]
-        self.projections = list(chosen["projections"])
+        self.attention = one_of("attention", chosen["attention"], ATTENTION)
+        self.placement = one_of("placement", chosen["placement"], PLACEMENTS)
+        self.sink_size = whole_number("sink_size", chosen["sink_size"])
+        self.projections = [
+            one_of("projections", name, tuple(PROJECTIONS)) for name in words("projections", chosen["projections"])
+        ]
+        one_of("embed_init", embed_init, ("eos", "bos"))
         self._check_settings()
         layers = {leaf for name in self.projections for leaf in PROJECTIONS[name]}
         #: Names of the model's projections that gist tokens do not use, and what they use instead.
@@ -142,19 +147,12 @@ class GistCompressor(Compressor):
             self.embed_gist.weight.copy_(self.backbone.embedding.weight[token or 0])
 
     def _check_settings(self) -> None:
+        check_keys(self.backbone)
         model = type(self.model).__name__
-        if getattr(self.model.base_model, "rotary_emb", None) is None:
-            raise InputError(f"{model} has no rotary embedding, which gist tokens are placed by")
         names = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
-        if missing := [name for name in ("q_proj", "k_proj", "v_proj", "o_proj") if name not in names]:
+        needed = dict.fromkeys(leaf for name in ("q", "k", "v", "o", *self.projections) for leaf in PROJECTIONS[name])
+        if missing := [leaf for leaf in needed if leaf not in names]:
             raise InputError(f"{model} has no {', '.join(missing)}, which gist tokens replace")
-        for name, value, known in (
-            ("attention", [self.attention], ATTENTION),
-            ("placement", [self.placement], PLACEMENTS),
-            ("projections", self.projections, tuple(PROJECTIONS)),
-        ):
-            if unknown := [entry for entry in value if entry not in known]:
-                raise InputError(f"unknown {name} {unknown[0]!r}", f"known: {', '.join(known)}")
         if self.placement != self.published["placement"] and "placement" not in self._published_keys():
             raise InputError(f"{self.method} has no placement {self.placement!r}", "only that behind a window")
         if self.interleaves and self.attention != "full-coverage":
@@ -162,6 +160,8 @@ class GistCompressor(Compressor):
         kernel = getattr(self.model.config, "_attn_implementation", None) or ""
         if self.attention != "full-coverage" and "flash" in kernel:
             raise InputError(f"{self.attention} needs a mask, which {kernel} does not take", "use sdpa")
+        if self.window < 1:
+            raise InputError(f"a window holds at least one token, got window={self.window}")
         if not 1 <= self.stride <= self.window or (self.stride < self.window and self.interleaves):
             raise InputError(f"a window of {self.window} tokens cannot move on by {self.stride}")
         if self.sink_size < 0:
@@ -343,6 +343,7 @@ class GistCompressor(Compressor):
         lengths = torch.tensor([len(document) for document in documents], device=device)
         ids = nn.utils.rnn.pad_sequence(list(documents), batch_first=True).to(device)
         rows, windows = torch.arange(len(documents), device=device), Windows(self, len(ids), tokens=len(documents[0]))
+        self._check_reach(windows, int(lengths.max()))
         closed: dict[int, Tensor] = {}
         while len(rows):
             start, room = windows.tokens_read, windows.room
@@ -355,6 +356,15 @@ class GistCompressor(Compressor):
             if len(rows):
                 windows.read(ids[rows, start : start + room])
         return [closed[index] for index in range(len(documents))]
+
+    def _check_reach(self, windows: Windows, tokens: int) -> None:
+        needed, limit = windows.positions_for(tokens), self.backbone.max_positions
+        if needed > limit:
+            raise ContextTooLong(
+                f"a document of {tokens} tokens takes up to {needed} positions, {needed - limit} more than "
+                f"{self.backbone.limit}",
+                "compress it in parts, or at a higher ratio",
+            )
 
     def as_memory(self, slots: Tensor, source_tokens: int) -> KVMemory:
         """Stamp slots ``[2, layers, kv_heads, slots, head_dim]`` as a memory of this compressor."""

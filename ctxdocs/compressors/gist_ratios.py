@@ -33,12 +33,16 @@ class RatioChoice:
     def __init__(self, ratios: Sequence[int], mix: str, stride: int, reach: Callable[[int], int]) -> None:
         import numpy as np
 
+        if not ratios:
+            raise InputError("there is no ratio to choose", "give one, or several")
         usable = list(ratios) if len(ratios) == 1 else [r for r in ratios if r == 0 or (r > 0 and stride % r == 0)]
         if not usable or not 0 <= min(usable) <= max(usable) <= stride:
             raise InputError(
                 f"a window of which {stride} tokens are compressed cannot hold ratio {', '.join(map(str, ratios))}",
                 f"a ratio lies between 1 and {stride} (0 keeps text as it is); one of several must divide {stride}",
             )
+        if not isinstance(mix, str):
+            raise InputError(f"unknown ratio mix {mix!r}", f"it is one of: {', '.join(MIXES)}")
         kind, _, ahead = mix.partition("-")
         if mix not in MIXES[:3] and not (kind == "adapt" and ahead.isdigit()):
             raise InputError(f"unknown ratio mix {mix!r}", f"it is one of: {', '.join(MIXES)}")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.checks import whole_number
 from ctxdocs.compressors.base import Compressor, default_batch_tokens
 from ctxdocs.compressors.reading import Layout
 from ctxdocs.compressors.saving import ENCODER_CONFIG
@@ -97,8 +98,8 @@ class RCC(Compressor):
         super().__init__(model, tokenizer, prompt_format=prompt_format or CHAT_FORMAT)
         self.encoder = cast("PreTrainedModel", encoder.base_model)
         self.encoder_backbone = Backbone(self.encoder)
-        self.ratio = ratio
-        self.window = window
+        self.ratio = whole_number("ratio", ratio)
+        self.window = whole_number("window", window)
         self.layer_map = layer_map
         self._check_settings()
         width, place = self.backbone.width, {"device": self.backbone.device, "dtype": self.backbone.dtype}
@@ -287,7 +288,8 @@ class RCC(Compressor):
             Tokens the decoder reads as text before they are compressed, at most a window; default a window, or half
             the decoder's positions where those are fewer.
         """
-        return RCCSession(self, memories, segment_tokens)
+        chosen = None if segment_tokens is None else whole_number("segment_tokens", segment_tokens)
+        return RCCSession(self, memories, chosen)
 
     def _encode_windows(self, ids: Tensor) -> Tensor:
         """Encode ``[windows, window]`` to ``[windows, slots, encoder layers + 1, width]``."""
@@ -304,7 +306,7 @@ class RCC(Compressor):
         if self.ratio < 1 or self.window < 1 or self.window % self.ratio:
             raise InputError(
                 f"a window of {self.window} tokens cannot be compressed at ratio {self.ratio}",
-                "the ratio must divide the window",
+                "the ratio, at least 1, must divide the window",
             )
         if self.window > self.encoder_backbone.max_positions:
             raise InputError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.checks import whole_number, whole_numbers
 from ctxdocs.errors import InputError
 
 
@@ -97,7 +98,9 @@ def slots_behind_text(embeds: Tensor, first: Tensor, slots: int) -> tuple[Tensor
 
 def longest_piece(tokens: int, segment_lengths: int | Sequence[int]) -> int:
     """Return the length of the longest segment that :func:`segments_of` cuts from ``tokens`` tokens."""
-    return min(tokens, segment_lengths if isinstance(segment_lengths, int) else max(segment_lengths, default=0))
+    if isinstance(segment_lengths, Iterable):
+        return min(tokens, max(whole_numbers("segment_lengths", segment_lengths), default=0))
+    return min(tokens, whole_number("segment_lengths", segment_lengths))
 
 
 def split_lengths(tokens: int, segment_lengths: int | Sequence[int] | None) -> list[int]:
@@ -110,12 +113,13 @@ def split_lengths(tokens: int, segment_lengths: int | Sequence[int] | None) -> l
     """
     if segment_lengths is None:
         return [tokens]
-    if isinstance(segment_lengths, int):
-        if segment_lengths < 1:
-            raise InputError(f"a segment holds at least one token, got segment_lengths={segment_lengths}")
-        full, rest = divmod(tokens, segment_lengths)
-        return [segment_lengths] * full + [rest] * bool(rest)
-    lengths = list(segment_lengths)
+    if not isinstance(segment_lengths, Iterable):
+        length = whole_number("segment_lengths", segment_lengths)
+        if length < 1:
+            raise InputError(f"a segment holds at least one token, got segment_lengths={length}")
+        full, rest = divmod(tokens, length)
+        return [length] * full + [rest] * bool(rest)
+    lengths = whole_numbers("segment_lengths", segment_lengths)
     if sum(lengths) != tokens or any(length < 0 for length in lengths):
         raise InputError(f"segment lengths {lengths} do not add up to {tokens} tokens")
     return lengths

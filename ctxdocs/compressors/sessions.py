@@ -19,6 +19,7 @@ from ctxdocs import generation
 from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.memory import Memory
+from ctxdocs.prompts import as_memories
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
@@ -48,10 +49,10 @@ class Session(abc.ABC):
     _last_logits: Tensor | None = None
 
     def __init__(self, compressor: Compressor, memories: Sequence[Memory] = ()) -> None:
-        for memory in memories:
+        self.memories = tuple(as_memories(memories))
+        for memory in self.memories:
             compressor.check_memory(memory)
         self.compressor: Any = compressor
-        self.memories = tuple(memories)
         self.note: dict[str, Any] = {}
         self.reset()
 
@@ -179,11 +180,11 @@ class Session(abc.ABC):
         """Take note that an answer has ended."""
 
     def _check_room(self, tokens: int) -> None:
-        needed, limit = self._positions_for(tokens), self.compressor.backbone.max_positions
-        if needed > limit:
+        backbone, needed = self.compressor.backbone, self._positions_for(tokens)
+        if needed > backbone.max_positions:
             raise ContextTooLong(
                 f"with {tokens} more token{'s' * (tokens != 1)} the session takes {needed} positions, "
-                f"{needed - limit} more than the model's {limit}",
+                f"{needed - backbone.max_positions} more than {backbone.limit}",
                 "reset the session, or start another one from its memory()",
             )
 

@@ -41,6 +41,8 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     rotary = getattr(model.base_model, "rotary_emb", None)
     if rotary is None:
         raise InputError(f"{type(model).__name__} has no rotary embedding to place keys with")
+    if not positions.numel():  # of no positions, a module that looks for the largest one makes nothing
+        return keys
     probe = torch.empty(1, dtype=torch.float32, device=keys.device)
     by_row = positions.dim() == 2
     cos, sin = rotary(probe, (positions if by_row else positions[None]).to(keys.device))
