@@ -31,7 +31,7 @@ Tasks that need a benchmark's files: longbench, ruler, infinitebench.
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, short_help="Measure what memories keep.")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--compare", is_flag=True, help="Measure several models on the same examples: a leaderboard.")
 @click.option("--tasks", metavar="NAMES", help="Names with commas between; default: all that need no data.")

@@ -324,6 +324,15 @@ def test_rulers_outputs_count_all_but_in_questions(tmp_path, reader):
     assert [task.new_tokens(example) for example in examples] == [30, 32]
 
 
+def test_ruler_reads_to_the_end_and_libraries_stop_where_their_format_does(files, reader, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ContextReader, "generate", lambda self, prompts, tokens, stop: seen.append(stop) or ["x"] * 2)
+    for name in ("ruler", "needle"):
+        task = make(name, files)
+        task.run(reader, task.examples(reader, 0, 2))
+    assert seen == [(), None]
+
+
 def test_long_contexts_are_cut_in_the_middle(tmp_path, reader):
     line = {"context": "start " + "middle " * 200 + "end", "input": "?", "answers": ["x"], "dataset": "qasper"}
     path = write_lines(tmp_path / "l.jsonl", [line])

@@ -158,6 +158,9 @@ class Task(abc.ABC):
 class AskingTask(Task):
     """A task that asks a question about contexts and grades the answer."""
 
+    #: Strings that end an answer; None is those of the model's prompt format.
+    stop: ClassVar[tuple[str, ...] | None] = None
+
     @dataclass(frozen=True)
     class Options(Task.Options):
         """What can be set."""
@@ -186,7 +189,7 @@ class AskingTask(Task):
         """Ask all examples in one batch."""
         given = reader.give([example.contexts for example in examples])
         prompts = [self.prompt(reader, *pair) for pair in zip(given, examples, strict=True)]
-        outputs = reader.generate(prompts, [self.new_tokens(example) for example in examples])
+        outputs = reader.generate(prompts, [self.new_tokens(example) for example in examples], self.stop)
         scored = self.scored(reader, prompts, examples)
         return [
             Result({**self.grade(output, example), **more}, here.costs, output)
