@@ -33,7 +33,9 @@ _TABLES = {
 }
 
 
-def measure_compressing(compressor: Compressor, documents: Sequence[Tensor], rounds: int) -> dict[str, Any]:
+def measure_compressing(
+    compressor: Compressor, documents: Sequence[Tensor], clock: Clock, rounds: int
+) -> dict[str, Any]:
     """Compress documents of equal length, beside a forward over their tokens and one over all that the method runs.
 
     The second forward takes as many documents, longer by the method's own tokens: summary slots, gist or special
@@ -44,7 +46,7 @@ def measure_compressing(compressor: Compressor, documents: Sequence[Tensor], rou
         compressor.compress_ids(documents)
     each = sum(passes) // len(documents)
     longer = [document.repeat(-(-each // len(document)))[:each] for document in documents]
-    seconds = Clock(compressor.backbone.device).alternate(
+    seconds = clock.alternate(
         {
             "forward": PlainForward.over(compressor, documents).backbone,
             "longer": PlainForward.over(compressor, longer).backbone,
@@ -74,14 +76,16 @@ def measure_memory(compressor: Compressor, documents: Sequence[Tensor]) -> dict[
     }
 
 
-def measure_reading(compressor: Compressor, document: Tensor, question: Tensor, rounds: int) -> dict[str, Any]:
+def measure_reading(
+    compressor: Compressor, document: Tensor, question: Tensor, clock: Clock, rounds: int
+) -> dict[str, Any]:
     """Time to first token behind a document's memory, and behind its text."""
     memory = compressor.compress_ids([document])[0]
     actions = {
         "text": partial(first_token, compressor, [torch.cat([document, question])]),
         "memory": partial(first_token, compressor, [memory, question]),
     }
-    seconds = Clock(compressor.backbone.device).alternate(actions, rounds)
+    seconds = clock.alternate(actions, rounds)
     return {
         **{f"{name}, ms": Spread.of([1000 * value for value in seconds[name]]) for name in actions},
         "times faster": Spread.of_ratios(seconds["text"], seconds["memory"]),
@@ -99,11 +103,13 @@ def _peak(compressor: Compressor, action: Callable[[], object]) -> int:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every method on every shape and document length; what is done is saved as soon as it is."""
     device = inputs.device_of(options)
+    clock = Clock(device, options.clock)
     count = options.documents or _DOCUMENTS.get(device.type, 2)
     result: dict[str, Any] = {
         "benchmark": "methods",
         "command": measure.command_line(),
         "environment": measure.environment(device),
+        "clock": options.clock,
         "documents": count,
         "models": [],
         **{name: [] for name in _TABLES},
@@ -117,9 +123,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 question, *documents = inputs.stretches(compressor, [QUESTION_TOKENS, *[length] * count], options.seed)
                 keys = {"shape": shape, "method": method, "document tokens": length}
                 for name, row in {
-                    "compressing": measure_compressing(compressor, documents, options.rounds),
+                    "compressing": measure_compressing(compressor, documents, clock, options.rounds),
                     "memory": measure_memory(compressor, documents),
-                    "reading": measure_reading(compressor, documents[0], question, options.rounds),
+                    "reading": measure_reading(compressor, documents[0], question, clock, options.rounds),
                 }.items():
                     result[name].append({**keys, **row})
                 measure.write_json(options.output, result)
@@ -149,6 +155,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--document-tokens", type=int, nargs="+", default=[2048], help="lengths (default: 2048)")
     parser.add_argument("--documents", type=int, help="documents of each length (default: 2; with a GPU 16)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each comparison (default: 5)")
+    parser.add_argument(
+        "--clock", choices=measure.CLOCKS, default="wall", help="processor: for one thread beside other processes"
+    )
     parser.add_argument("--plot", type=Path, help="draw the figures into this file, .svg or .png")
     parser.add_argument("--figures", type=Path, help="measure nothing, and draw the figures of this JSON file")
     inputs.add_run_arguments(parser)
