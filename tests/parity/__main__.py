@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,18 +12,17 @@ from .case import Case, Outcome, Unsupported
 
 
 def run(folder: Path) -> Outcome:
-    """Run one case; an error in ctxdocs is a failure of the case, not of the runner."""
-    case = Case.load(folder)
-    outcome = Outcome(case)
+    """Run one case; whatever goes wrong is a failure of the case, not of the runner."""
+    outcome = Outcome(Case.unreadable(folder))
     try:
-        importlib.import_module(f"tests.parity.{case.method}").run(case, outcome)
-    except ModuleNotFoundError as error:
-        if error.name != f"tests.parity.{case.method}":
-            raise
-        outcome.unsupported = f"no method {case.method}"
+        outcome.case = Case.load(folder)
+        name = f"tests.parity.{outcome.case.method}"
+        if importlib.util.find_spec(name) is None:
+            raise Unsupported(f"no method {outcome.case.method}")
+        importlib.import_module(name).run(outcome.case, outcome)
     except Unsupported as error:
         outcome.unsupported = str(error)
-    except Exception as error:  # whatever it is, it is this case's failure
+    except Exception as error:
         outcome.differing.append(f"{type(error).__name__}: {error}")
     return outcome
 

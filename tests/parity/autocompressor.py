@@ -22,7 +22,7 @@ def run(case: Case, outcome: Outcome) -> None:
         return
     memories = _memories(case, outcome, compressor)
     prompts = _rows(case, "prompt_ids") if "prompt_ids" in case.tensors else []
-    if case.has("expected_logits"):
+    if case.has("expected_logits", "prompt_ids"):
         logits = [compressor.logits(prompt, memory) for prompt, memory in zip(prompts, memories, strict=True)]
         padded = torch.zeros_like(case.tensors["expected_logits"])
         live = _mask_of(case, "prompt_ids")
@@ -35,30 +35,37 @@ def run(case: Case, outcome: Outcome) -> None:
 def _memories(case: Case, outcome: Outcome, compressor: AutoCompressor) -> list[list[Memory]]:
     """Compress what the case compresses, compare it, and return the memories each prompt row reads."""
     segment_lengths = case.settings.get("segment_lengths")
-    documents = [name for name in sorted(case.tensors) if name.startswith("doc") and name.endswith("_ids")]
-    if documents:
-        fused: list[Memory] = []
-        for name, settings in zip(documents, case.settings["documents"], strict=True):
-            fused += _compress(case.tensors[name], compressor, settings["segment_lengths"])
-            outcome.compare(f"expected_memory_{name.removesuffix('_ids')}", fused[-1].vectors[None])
-        outcome.compare("expected_memory", torch.cat([memory.vectors for memory in fused])[None])
-        return [fused]
+    if case.has("doc0_ids"):
+        return _fused(case, outcome, compressor)
     name = "context_ids" if case.has("context_ids") else "input_ids"
+    if not case.has(name):
+        return [[] for _ in case.tensors["prompt_ids"]]
     ids = case.tensors[name]
     live = _mask_of(case, name)
-    expected = "expected_context_logits" if case.has("expected_context_logits") else "expected_segment_logits"
-    whole = bool(live.all())
+    whole, summarise = bool(live.all()), case.settings.get("output_softprompt", True)
     logits, softprompt = compressor(
-        ids, None if whole else live.long(), segment_lengths=segment_lengths, output_softprompt=True
+        ids, None if whole else live.long(), segment_lengths=segment_lengths, output_softprompt=summarise
     )
-    if case.has(expected):
+    for expected in ("expected_context_logits", "expected_segment_logits"):
         outcome.compare(expected, logits, live)
     outcome.compare("expected_memory", softprompt)
-    if whole:  # the batched path must give the same
+    if whole and summarise:  # the batched path must give the same
         stored = _compress(ids, compressor, segment_lengths)
         outcome.compare("expected_memory", torch.stack([memory.vectors for memory in stored]))
         return [[memory] for memory in stored]
     return [[compressor.as_memory(vectors, ids.shape[1])] for vectors in softprompt]
+
+
+def _fused(case: Case, outcome: Outcome, compressor: AutoCompressor) -> list[list[Memory]]:
+    """Compress documents one by one; every row of the prompt reads its row of all of them."""
+    documents: list[list[Memory]] = []
+    for index, settings in enumerate(case.settings["documents"]):
+        rows = _compress(case.tensors[f"doc{index}_ids"], compressor, settings.get("segment_lengths"))
+        outcome.compare(f"expected_memory_doc{index}", torch.stack([memory.vectors for memory in rows]))
+        documents.append(rows)
+    fused = [list(row) for row in zip(*documents, strict=True)]
+    outcome.compare("expected_memory", torch.stack([torch.cat([m.vectors for m in row]) for row in fused]))
+    return fused
 
 
 def _compress(ids: Tensor, compressor: AutoCompressor, segment_lengths: int | list[int] | None) -> list[Memory]:
@@ -68,14 +75,17 @@ def _compress(ids: Tensor, compressor: AutoCompressor, segment_lengths: int | li
 def _greedy(
     case: Case, outcome: Outcome, compressor: AutoCompressor, prompts: list[Tensor], memories: list[list[Memory]]
 ) -> None:
-    new, logits = [], []
-    for prompt, read in zip(prompts, memories, strict=True):
-        ids = compressor.generate_ids(prompt, read, max_new_tokens=case.settings["max_new_tokens"], eos_token_ids=())
+    new, logits, live = [], [], torch.ones_like(case.tensors["expected_generated_ids"], dtype=torch.bool)
+    most, end = case.settings["max_new_tokens"], case.settings.get("eos_token_id")
+    for row, (prompt, read) in enumerate(zip(prompts, memories, strict=True)):
+        ids = compressor.generate_ids(prompt, read, max_new_tokens=most, eos_token_ids=())
+        if end in ids:  # behind it the authors' row is padded, whatever with
+            stop = ids.index(end) + 1
+            ids, live[row, stop:] = [*ids[:stop], *case.tensors["expected_generated_ids"][row, stop:].tolist()], False
         new.append(ids)
         logits.append(compressor.logits(torch.cat([prompt, torch.tensor(ids)]), read)[len(prompt) - 1 : -1])
     outcome.compare_ids("expected_generated_ids", new)
-    if case.has("expected_generated_logits"):
-        outcome.compare("expected_generated_logits", torch.stack(logits))
+    outcome.compare("expected_generated_logits", torch.stack(logits), live)
 
 
 def _summary_steps(case: Case, outcome: Outcome, compressor: AutoCompressor) -> None:
