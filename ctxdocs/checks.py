@@ -47,7 +47,7 @@ def words(name: str, value: object) -> list[str]:
     """Return a sequence of strings as a list; one string is not taken letter by letter."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(entry, str) for entry in value):
         raise _wrong(name, "a list of words", value)
-    return list(cast(Sequence[Any], value))
+    return list(value)
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> str:

@@ -12,6 +12,9 @@ from transformers import Cache, DynamicLayer
 class FixedLayer(DynamicLayer):
     """One layer's cached keys and values, ``[batch, kv_heads, slots, head_dim]`` each."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)

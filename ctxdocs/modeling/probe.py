@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,8 @@ def _layer_with_other_keys(backbone: Backbone) -> int | None:
     cache, positions = DynamicCache(), _positions(backbone)
     with torch.no_grad(), _evaluating(backbone.model), recorded_keys_values(backbone.model) as recorded:
         backbone.run(backbone.embed(_ids(backbone)), positions[None], cache=cache)
-    for layer, kept in enumerate(cache.layers):
+    layers: list[Any] = cache.layers
+    for layer, kept in enumerate(layers):
         keys, values = recorded.of_layer(layer)
         if keys is None or values is None or keys.shape != kept.keys.shape:
             return layer
