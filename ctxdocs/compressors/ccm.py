@@ -239,21 +239,24 @@ class CCM(Compressor):
         cache: Cache | None = None,
         special: Tensor | None = None,
         kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Run the layers in one plain causal pass.
+        """Run the layers in one pass, plain causal unless there is a mask.
 
         Parameters
         ----------
         embeds : torch.Tensor
             ``[batch, tokens, width]``.
         positions : torch.Tensor
-            ``[1, tokens]``, int64.
+            ``[1 or batch, tokens]``, int64.
         cache : transformers.Cache, optional
             Extended in place, unless it is a fixed one.
         special : torch.Tensor, optional
             ``[batch, tokens]``, bool: the special tokens, for which the LoRA is on; None where there are none.
         kept : torch.Tensor, optional
             ``[batch, kept]``, int64: the tokens whose keys and values are returned; default all.
+        mask : torch.Tensor, optional
+            See :meth:`Backbone.run`.
 
         Returns
         -------
@@ -270,7 +273,7 @@ class CCM(Compressor):
             }
             lora = changed_rows(changes, special)
         with lora, recorded_keys_values(self.model, kept) as recorded:
-            states = self.backbone.run(embeds, positions, cache=cache)
+            states = self.backbone.run(embeds, positions, mask=mask, cache=cache)
         positions = positions.expand(len(embeds), -1)
         positions = positions if kept is None else positions.gather(1, kept)
         return states, KeysValues(recorded.keys, recorded.values, positions)

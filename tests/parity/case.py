@@ -86,12 +86,12 @@ class Outcome:
     unsupported: str = ""
     differing: list[str] = field(default_factory=list)
 
-    def compare(self, name: str, actual: Tensor, where: Tensor | None = None) -> None:
-        """Compare with the expected tensor ``name``, at all entries or where a mask is set."""
+    def compare(self, name: str, actual: Tensor, where: Tensor | None = None, unit: float = 1.0) -> None:
+        """Compare with the expected tensor ``name``, at all entries or where a mask is set; errors count in units."""
         expected = self.case.tensors[name]
         if actual.shape != expected.shape:
             raise AssertionError(f"{name} has shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
-        difference = (actual.float() - expected.float()).abs()
+        difference = (actual.float() - expected.float()).abs() / unit
         if where is not None:
             difference = difference[where.bool()]
         error = difference.max().item() if difference.numel() else 0.0
@@ -103,9 +103,7 @@ class Outcome:
 
     def compare_relative(self, name: str, actual: Tensor) -> None:
         """Compare gradients: errors count in units of the largest expected entry."""
-        largest = self.case.tensors[name].abs().max().item() or 1.0
-        self.case.tensors[name] = self.case.tensors[name] / largest
-        self.compare(name, actual / largest)
+        self.compare(name, actual, unit=self.case.tensors[name].abs().max().item() or 1.0)
 
     def compare_ids(self, name: str, actual: list[list[int]]) -> None:
         """Compare generated ids with the expected tensor ``name``."""
