@@ -209,7 +209,7 @@ def check_kernel(compressor: CCM) -> None:
 
 
 def _blocks(closes: Tensor) -> Tensor:
-    """Number blocks of tokens, each up to and including one that closes it."""
+    """Return the number of each token's block; a block ends with a token that closes it."""
     return closes.cumsum(1) - closes.long()
 
 
