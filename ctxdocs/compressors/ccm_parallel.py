@@ -161,7 +161,9 @@ def one_pass(
     live = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.to(ids.device).bool()
     specials = Specials.of(ids, backbone.vocabulary, compressor.num_comp_tokens)
     positions = specials.positions(live)
-    compressor.check_position(int(positions.max()) + 1, "a row")
+    limit = backbone.max_positions
+    if ids.shape[1] > limit and (needed := int(positions.max()) + 1) > limit:
+        raise InputError(f"a row of {needed} tokens of text does not fit the model's {limit} positions")
     first = live & (live.cumsum(1) == 1) if compressor.sink else None
     seen = specials.visible(compressor.attn_type, ~live if unseen is None else unseen.to(ids.device), first)
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()

@@ -19,6 +19,7 @@ in the prompt (``CHAT_FORMAT``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -155,6 +156,13 @@ class RCC(Compressor):
                     raise _wrong_shape(own_name, found.shape, weight.shape)
                 weight.data.copy_(found)
         return compressor
+
+    @classmethod
+    def from_base(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
+    ) -> RCC:
+        """Start with a copy of the decoder as encoder, as published."""
+        return cls(model, copy.deepcopy(model.base_model), tokenizer, **settings)
 
     @property
     def format_settings(self) -> dict[str, Any]:

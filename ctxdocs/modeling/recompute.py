@@ -1,8 +1,8 @@
 """Activations that are computed again for the gradient instead of kept (gradient checkpointing, arXiv 1604.06174).
 
-Layers of a transformers model can do this themselves, but they then drop the cache they are given, and hooks that were
-set while they ran are gone when they run again. Here a layer runs again as it ran: with the keys and values that were in
-its cache, and inside every context that was entered with :func:`entered_again`.
+Layers of a transformers model can do this themselves, but they then drop the cache they are given, and hooks that
+were set while they ran are gone when they run again. Here a layer runs again as it ran: with the keys and values that
+were in its cache, and inside every context that was entered with :func:`entered_again`.
 """
 
 from __future__ import annotations

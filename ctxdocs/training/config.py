@@ -13,7 +13,7 @@ from ctxdocs.training.options import from_mapping, option
 #: Which parameters are trained: the method's own, those and a LoRA on the model, or everything.
 TRAINABLE = ("own", "lora", "full")
 #: What is minimised: what the method's authors did, or answers and texts behind memories of several documents.
-OBJECTIVES = ("published", "documents")
+OBJECTIVES = ("published", "documents", "text")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -84,7 +84,9 @@ class TrainingConfig:
     settings: dict[str, Any] = option({}, "settings of the method, as of its compressor")
     train: str = option("own", "own: the method's parameters; lora: those and a LoRA; full: everything")
     lora: LoraOptions = field(default_factory=LoraOptions)
-    objective: str = option("published", "published: as the authors train; documents: texts behind memories")
+    objective: str = option(
+        "published", "published: as the authors train; documents: texts behind memories; text: no memory"
+    )
     published: dict[str, Any] = option({}, "options of the method's published objective")
     documents: dict[str, Any] = option({}, "options of the objective documents")
     data: DataOptions = field(default_factory=DataOptions)
@@ -118,8 +120,8 @@ class TrainingConfig:
         """Return plain mappings, as YAML holds them."""
         return dataclasses.asdict(self)
 
-    def check(self) -> None:
-        """Raise ``InputError`` for what can be told wrong without a model."""
+    def check_choices(self) -> None:
+        """Raise ``InputError`` for a value that is none of those an option has."""
         for name, value, known in (
             ("method", self.method, tuple(METHODS)),
             ("train", self.train, TRAINABLE),
@@ -131,6 +133,10 @@ class TrainingConfig:
             if value not in known:
                 said = f"{name} is {value!r}" if value else f"{name} is not given"
                 raise InputError(said, f"one of: {', '.join(known)}")
+
+    def check(self) -> None:
+        """Raise ``InputError`` for what can be told wrong without a model."""
+        self.check_choices()
         for name, wanted in (("init", self.init), ("output", self.output), ("data.files", self.data.files)):
             if not wanted:
                 raise InputError(f"{name} is not given", f"--{name.removeprefix('data.').replace('files', 'data')}")

@@ -54,11 +54,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], at: str = "") -> T:
     return cls(**found)
 
 
-def unknown(name: str, known: Sequence[str]) -> InputError:
-    """Return the error for an option that does not exist."""
+def unknown(name: str, known: Sequence[str], kind: str = "option") -> InputError:
+    """Return the error for an option, or something else, that does not exist."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return InputError(
-        f"there is no option {name!r}", f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        f"there is no {kind} {name!r}", f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     )
 
 
@@ -128,9 +128,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
                 return hint(number)
         except (TypeError, ValueError, OverflowError):
             pass
-    elif hint is str and isinstance(value, str):
-        return value
-    elif value is None or isinstance(value, typing.get_args(hint) or ()):
+    elif isinstance(value, hint):
         return value
     wanted = getattr(hint, "__name__", str(hint))
     raise InputError(f"{name} is {value!r}", f"it takes a value of type {wanted}")

@@ -9,7 +9,7 @@ from ctxdocs.training.options import from_mapping
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
-    from ctxdocs.training.steps.base import Step
+    from ctxdocs.training.steps.base import Step, StepOptions
 
 #: The objective that each method was published with, and where its step lives.
 PUBLISHED: dict[str, str] = {
@@ -30,6 +30,11 @@ def step_class(method: str, objective: str) -> type[Step[Any]]:
     """Return the step of a method under an objective: ``published``, or one of :data:`GENERAL`."""
     module, _, name = (PUBLISHED[method] if objective == "published" else GENERAL[objective]).partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def options_class(method: str, objective: str) -> type[StepOptions]:
+    """Return the class of an objective's options."""
+    return step_class(method, objective).Options
 
 
 def build_step(compressor: Compressor, objective: str, options: dict[str, Any]) -> Step[Any]:

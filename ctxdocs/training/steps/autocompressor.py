@@ -8,6 +8,7 @@ length. RMT is trained with one substep and fixed lengths.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ class AutoCompressorStep(Step[AutoCompressor]):
 
     def _longest_segment(self, tokens: int) -> int:
         bounds = substep_bounds(tokens, self.parts)
-        longest = max(stop - start for start, stop in zip(bounds, bounds[1:], strict=False))
+        longest = max(stop - start for start, stop in itertools.pairwise(bounds))
         if self.segments == 1:
             return longest
         return longest - (self.segments - 1) * _shortest(longest, self.segments, self.compressor.backbone.max_positions)
@@ -132,7 +133,7 @@ def random_segment_lengths(tokens: int, segments: int, longest: int) -> list[int
         )
     breaks = torch.multinomial(torch.ones(free), segments - 1).sort().values.tolist()
     edges = [0, *breaks, free]
-    return split_lengths(tokens, [stop - start + least for start, stop in zip(edges, edges[1:], strict=False)])
+    return split_lengths(tokens, [stop - start + least for start, stop in itertools.pairwise(edges)])
 
 
 def _shortest(tokens: int, segments: int, longest: int) -> int:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar
 
 from torch import Tensor, nn
 
 from ctxdocs.compressors.base import Compressor
+from ctxdocs.training.examples import Asking, Examples, sequences
+
+if TYPE_CHECKING:
+    from ctxdocs.training.config import DataOptions
+    from ctxdocs.training.data import TrainingData
 
 C = TypeVar("C", bound=Compressor)
 #: Tensors by name, or lists of them; what a step is given.
@@ -71,6 +76,10 @@ class Step(nn.Module, abc.ABC, Generic[C]):
     @abc.abstractmethod
     def check(self, longest: int) -> None:
         """Raise ``InputError`` if sequences of ``longest`` tokens do not fit the model."""
+
+    def examples(self, data: TrainingData, options: DataOptions, asking: Asking, seed: int) -> Examples:
+        """Return what batches are drawn from: documents and questions as sequences, unless a step does otherwise."""
+        return sequences(data, options, self.shortest, asking, seed)
 
     def group(self, tokens: int) -> int:
         """Return what sequences of that length have to agree on to stand in one batch."""

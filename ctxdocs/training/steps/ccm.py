@@ -12,7 +12,11 @@ from ctxdocs.compressors.ccm import CCM
 from ctxdocs.compressors.ccm_parallel import check_kernel, lay_out, one_pass
 from ctxdocs.errors import InputError
 from ctxdocs.modeling.lora import Lora
+from ctxdocs.training.config import DataOptions
+from ctxdocs.training.data import TrainingData
+from ctxdocs.training.examples import Asking, Examples
 from ctxdocs.training.losses import IGNORED, next_token_loss
+from ctxdocs.training.method_examples import segments
 from ctxdocs.training.options import option
 from ctxdocs.training.steps.base import Batch, Example, Step, StepOptions, StepOutput, output
 
@@ -56,12 +60,19 @@ class CCMStep(Step[CCM]):
     def check(self, longest: int) -> None:
         """Raise ``InputError`` if a sequence has more tokens than the model positions, or attention takes no mask."""
         check_kernel(self.compressor)
-        self.compressor.check_position(longest, "a sequence")
+        if longest > (limit := self.compressor.backbone.max_positions):
+            raise InputError(
+                f"sequences of {longest} tokens do not fit the model's {limit} positions", "data.sequence_tokens"
+            )
         if longest < self.shortest:
             raise InputError(
                 f"sequences of {longest} tokens hold no two segments of {self.compressor.segment_tokens}",
                 "--set data.sequence_tokens=..., or a smaller settings.segment_tokens",
             )
+
+    def examples(self, data: TrainingData, options: DataOptions, asking: Asking, seed: int) -> Examples:
+        """Return documents and questions in segments."""
+        return segments(data, self, asking, options.sequence_tokens)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Lay segments out with special tokens between them; pad on the left."""

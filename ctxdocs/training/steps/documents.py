@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,31 +23,43 @@ from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.compressors.reading import batch_input
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
+from ctxdocs.training.config import DataOptions
+from ctxdocs.training.data import TrainingData
 from ctxdocs.training.distillation import distillation_losses, top_predictions
+from ctxdocs.training.document_examples import DocumentRows
+from ctxdocs.training.examples import Asking, Examples
+from ctxdocs.training.lora import lora_off
 from ctxdocs.training.losses import mean_loss, token_losses
-from ctxdocs.training.options import option, unknown
+from ctxdocs.training.options import option
 from ctxdocs.training.steps.base import Batch, Example, Step, StepOptions, StepOutput, output
 
 if TYPE_CHECKING:
     from ctxdocs.prompts import Prompt
 
-#: Kinds of rows, and the two losses on the same rows with the documents' text.
 KINDS = ("continuation", "reconstruction", "answers")
-LOSSES = (*KINDS, "text", "distillation")
+
+
+@dataclass
+class Weights:
+    """How much each loss counts; rows of a kind without weight are not drawn."""
+
+    continuation: float = option(1.0, "how a document goes on")
+    reconstruction: float = option(0.5, "a document, behind a cue")
+    answers: float = option(1.0, "answers to questions")
+    text: float = option(0.0, "the same targets behind the documents' text")
+    distillation: float = option(1.0, "the distribution over the next token that the model has behind the text")
 
 
 @dataclass
 class DocumentsOptions(StepOptions):
     """Options of the objective ``documents``."""
 
-    weights: dict[str, float] = option(
-        {"continuation": 1.0, "reconstruction": 0.5, "answers": 1.0, "text": 0.0, "distillation": 1.0},
-        "how much each loss counts; rows of a kind without weight are not drawn",
-    )
+    weights: Weights = field(default_factory=Weights)
     memories: list[int] = option([1, 4], "fewest and most memories in front of a row")
     document_tokens: list[int] = option([512], "lengths documents are cut to, one drawn per example")
     read_tokens: int = option(128, "longest text behind the memories")
     cue: list[int] = option([10, 20], "fewest and most tokens of a document that ask for its reconstruction")
+    questions: float = option(0.5, "share of rows that are questions, where there are documents too")
     top_k: int = option(64, "tokens of the teacher's distribution that are matched one by one")
     temperature: float = option(1.0, "of both distributions in distillation")
     unanswerable: float = option(0.0, "share of questions asked without the context that answers them")
@@ -61,10 +73,7 @@ class DocumentsStep(Step[Compressor]):
 
     def __init__(self, compressor: Compressor, options: DocumentsOptions) -> None:
         super().__init__(compressor, options)
-        for name in options.weights:
-            if name not in LOSSES:
-                raise unknown(f"documents.weights.{name}", [f"documents.weights.{known}" for known in LOSSES])
-        self.weights = {name: float(options.weights.get(name, 0.0)) for name in LOSSES}
+        self.weights: dict[str, float] = asdict(options.weights)
         if not any(self.weights[kind] > 0 for kind in KINDS):
             raise InputError(f"no row is ever drawn: documents.weights gives none of {', '.join(KINDS)} a weight")
         for name, least in (("memories", 1), ("cue", 1)):
@@ -86,6 +95,10 @@ class DocumentsStep(Step[Compressor]):
                 f"{options.read_tokens} more take {need} positions; the model has {limit}",
                 "fewer documents.memories, shorter documents.document_tokens, or no weight for text and distillation",
             )
+
+    def examples(self, data: TrainingData, options: DataOptions, asking: Asking, seed: int) -> Examples:
+        """Return rows that are read behind memories."""
+        return DocumentRows(data, self.options, asking)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Choose the memories of every row: its own documents among its near ones, other rows', and spare ones."""
@@ -143,7 +156,7 @@ class DocumentsStep(Step[Compressor]):
         return output(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(), losses)
 
     def _states(self, batch: Batch, sources: Sequence[Memory | Tensor], frames: str) -> Tensor:
-        """Read all rows with their sources; return the states that tell the targets, row by row, ``[targets, width]``."""
+        """Read all rows with their sources; return the states that tell their targets, ``[targets, width]``."""
         compressor = self.compressor
         prompts: list[Prompt] = []
         for (first, between, last), row, read in zip(batch[frames], batch["rows"], batch["reads"], strict=True):
@@ -182,17 +195,12 @@ class DocumentsStep(Step[Compressor]):
 @contextmanager
 def teaching(compressor: Compressor) -> Iterator[None]:
     """Have the model predict as it would untrained: without gradients and dropout, and with its LoRA off."""
-    adapters = [module for module in compressor.model.modules() if hasattr(module, "enable_adapters")]
     was_training = compressor.training
     compressor.eval()
-    for module in adapters:
-        module.enable_adapters(enabled=False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), lora_off(compressor):
             yield
     finally:
-        for module in adapters:
-            module.enable_adapters(enabled=True)
         compressor.train(was_training)
 
 

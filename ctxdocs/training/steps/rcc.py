@@ -14,7 +14,11 @@ from torch import Tensor
 
 from ctxdocs.compressors.rcc import RCC
 from ctxdocs.errors import InputError
+from ctxdocs.training.config import DataOptions
+from ctxdocs.training.data import TrainingData
+from ctxdocs.training.examples import Asking, Examples, end_token
 from ctxdocs.training.losses import IGNORED, next_token_loss
+from ctxdocs.training.method_examples import Spans
 from ctxdocs.training.options import option
 from ctxdocs.training.steps.base import Batch, Example, Step, StepOptions, StepOutput, output
 
@@ -55,6 +59,10 @@ class RCCStep(Step[RCC]):
                 f"the decoder has {limit}",
                 "shorten data.sequence_tokens or published.target_tokens",
             )
+
+    def examples(self, data: TrainingData, options: DataOptions, asking: Asking, seed: int) -> Examples:
+        """Return packed documents with spans of them."""
+        return Spans(data, self, options.sequence_tokens, end_token(asking.tokenizer), seed)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stack texts, spans and labels, all of one length."""
