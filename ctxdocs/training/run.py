@@ -259,7 +259,8 @@ def _reporter(on_log: OnLog | None) -> TrainerCallback:
         """Passes lines of the log on."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if on_log is not None and state.is_world_process_zero:
+            says_something = any(name in (logs or {}) for name in ("loss", "eval_loss"))
+            if on_log is not None and says_something and state.is_world_process_zero:
                 on_log({**(logs or {}), "step": state.global_step, "of_steps": state.max_steps})
 
     return Reporter()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.saving import read_card
 from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.published import BUNDLED, bundled_path
 from ctxdocs.training.config import TrainingConfig
 from ctxdocs.training.lora import add_lora
 
@@ -22,14 +23,14 @@ _CONFIGURATIONS = (".json", ".yaml", ".yml")
 
 
 def start(config: TrainingConfig) -> Compressor:
-    """Load or build the compressor that is trained, on the CPU, with gradients where ``config.train`` says.
+    """Load or build the compressor that is trained, on the CPU. Of a compressor of another method the model is used.
 
     Raises
     ------
     CheckpointError
         If there is nothing to start from at ``config.init``.
     InputError
-        If it is a compressor of another method, a setting cannot be used, or tokenizer and model do not fit.
+        If a setting cannot be used, or tokenizer and model do not fit.
     """
     import torch
 
@@ -42,10 +43,10 @@ def start(config: TrainingConfig) -> Compressor:
         compressor = _from_configuration(values, config)
     elif (method := _method_of(config.init)) is None:
         compressor = new_compressor(config.init, config.method, **where, **config.settings)
-    elif method != config.method:
-        raise InputError(f"{config.init} is a {method} compressor, not {config.method}", f"--method {method}")
+    elif method == config.method:
+        compressor = load_compressor(config.init, method, **where, **config.settings)
     else:
-        compressor = load_compressor(config.init, config.method, **where, **config.settings)
+        compressor = _onto_base(load_compressor(config.init, method, **where), config)
     if config.tokenizer:
         compressor.tokenizer = load_tokenizer(config.tokenizer)
     check_tokenizer(compressor)
@@ -99,8 +100,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    from ctxdocs.published import BUNDLED, bundled_path
-
     try:
         return AutoTokenizer.from_pretrained(bundled_path() if name == BUNDLED else name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that there is no tokenizer to be had
@@ -109,7 +108,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _method_of(name: Any) -> str | None:
     """Return the method of a compressor's folder; None for a plain model, or a name on the hub that is not known."""
-    folder = Path(str(name)).expanduser()
+    folder = bundled_path() if name == BUNDLED else Path(str(name)).expanduser()
     if (card := read_card(folder)) is not None:
         return card["method"]
     path = folder / "config.json"
@@ -117,6 +116,18 @@ def _method_of(name: Any) -> str | None:
         return None
     config = _read(path)
     return next((method for method in METHODS if compressor_class(method).recognises(config)), None)
+
+
+def _onto_base(other: Compressor, config: TrainingConfig) -> Compressor:
+    """Put the method onto the language model of another method's compressor."""
+    from ctxdocs.checkpoints import checked_settings
+
+    for name in other.format_settings:
+        if name in vars(other.model.config):
+            delattr(other.model.config, name)
+    cls = compressor_class(config.method)
+    settings = checked_settings(cls, config.settings)
+    return cls.from_base(other.model, other.tokenizer, prompt_format=other.prompt_format, **settings)
 
 
 def _configuration(init: Any) -> dict[str, Any] | None:

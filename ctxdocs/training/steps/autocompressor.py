@@ -77,12 +77,11 @@ class AutoCompressorStep(Step[AutoCompressor]):
         padded = [example["labels"] for example in examples]
         labels = nn.utils.rnn.pad_sequence(padded, batch_first=True, padding_value=IGNORED)
         lengths = torch.tensor([len(example["ids"]) for example in examples])
-        return {"input_ids": ids, "labels": labels, "lengths": lengths}
+        return {"input_ids": ids, "labels": labels, "attention_mask": torch.arange(ids.shape[1]) < lengths[:, None]}
 
     def forward(self, batch: Batch, part: int = 0, carried: Tensor | None = None) -> StepOutput:
         """Run one substep; ``carried`` is the soft prompt ``[batch, vectors, width]``."""
-        ids, labels = batch["input_ids"], batch["labels"]
-        mask = torch.arange(ids.shape[1], device=ids.device) < batch["lengths"][:, None]
+        ids, labels, mask = batch["input_ids"], batch["labels"], batch["attention_mask"]
         here, lengths = self.part_of(ids.shape[1], part)
         states, softprompt = self.compressor.encode(ids[:, here], mask[:, here], carried, lengths, True)
         loss = next_token_loss(self.compressor.backbone, states, labels[:, here])

@@ -39,12 +39,12 @@ class GistStep(Step[GistCompressor]):
                 f"sequences of {longest} tokens fit one window of {compressor.window}, where nothing is trained",
                 "--set data.sequence_tokens=..., or a smaller settings.window",
             )
-        ratio = min((ratio for ratio in compressor.ratio_choice().ratios if ratio), default=0)
+        ratio = max(compressor.ratio_choice().ratios)  # with smaller ones, drawn too often, positions run on beyond it
         if (reach := compressor.reach(ratio)) < longest:
             raise InputError(
                 f"sequences of {longest} tokens do not fit the model's {compressor.backbone.max_positions} positions: "
                 f"with ratio {ratio} and windows of {compressor.window} tokens they hold {reach}",
-                "shorten data.sequence_tokens, or leave small ratios out",
+                "shorten data.sequence_tokens, or add a larger ratio",
             )
 
     def group(self, tokens: int) -> int:
