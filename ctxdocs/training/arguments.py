@@ -23,6 +23,7 @@ def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
     InputError
         If ``trainer`` holds a field that does not exist or an option stands for, or a value cannot be used.
     """
+    import torch
     from transformers import TrainingArguments
 
     optimizer, logging = config.optimizer, config.logging
@@ -52,7 +53,7 @@ def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
         "save_total_limit": config.checkpoints.keep,
         "dataloader_num_workers": config.workers,
         "seed": config.seed,
-        "use_cpu": config.device == "cpu",
+        "use_cpu": config.device == "cpu" or not torch.accelerator.is_available(),
     }
     # What a batch uses differs: ratios, kinds of rows, what special tokens put out in the last layer.
     fixed = {

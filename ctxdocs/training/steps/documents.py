@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import GistCompressor
-from ctxdocs.compressors.reading import batch_input
+from ctxdocs.compressors.reading import Layout, ModelInput, batch_input
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 from ctxdocs.training.config import DataOptions
@@ -32,9 +31,6 @@ from ctxdocs.training.lora import lora_off
 from ctxdocs.training.losses import mean_loss, token_losses
 from ctxdocs.training.options import option
 from ctxdocs.training.steps.base import Batch, Example, Step, StepOptions, StepOutput, output
-
-if TYPE_CHECKING:
-    from ctxdocs.prompts import Prompt
 
 KINDS = ("continuation", "reconstruction", "answers")
 
@@ -137,7 +133,7 @@ class DocumentsStep(Step[Compressor]):
         """Compress, read, compare."""
         compressor, weights = self.compressor, self.weights
         with _one_ratio(compressor, batch["ratio"]):
-            memories: Sequence[Memory | Tensor] = compressor.compress_ids(batch["documents"])
+            memories: Sequence[Memory | Tensor] = compressor.compress_batch(batch["documents"])
         targets = torch.cat(batch["targets"])
         states = self._states(batch, memories, "memory_frames")
         losses = self._by_kind(batch, token_losses(compressor.backbone, states, targets))
@@ -158,13 +154,20 @@ class DocumentsStep(Step[Compressor]):
     def _states(self, batch: Batch, sources: Sequence[Memory | Tensor], frames: str) -> Tensor:
         """Read all rows with their sources; return the states that tell their targets, ``[targets, width]``."""
         compressor = self.compressor
-        prompts: list[Prompt] = []
+        rows: list[ModelInput] = []
         for (first, between, last), row, read in zip(batch[frames], batch["rows"], batch["reads"], strict=True):
-            prompt: Prompt = [first]
+            layout = Layout(compressor.backbone)
+            layout.add_text(first)
             for index, number in enumerate(row):
-                prompt += [between] * (index > 0) + [sources[number]]
-            prompts.append(_joined([*prompt, last, read]))
-        rows = [compressor.model_input(prompt) for prompt in prompts]
+                if index:
+                    layout.add_text(between)
+                source = sources[number]
+                if isinstance(source, Memory):
+                    compressor.add_memory(layout, source)
+                else:
+                    layout.add_text(source)
+            layout.add_text(torch.cat([last, read]))
+            rows.append(layout.finish())
         inputs = batch_input(compressor.model, rows)
         cache = inputs.cache if any(row.slots for row in rows) else None
         states = compressor.backbone.run(
@@ -214,14 +217,3 @@ def _one_ratio(compressor: Compressor, ratio: int | None) -> Iterator[None]:
         yield
     finally:
         compressor.ratio = several
-
-
-def _joined(prompt: Prompt) -> Prompt:
-    """Join neighbouring stretches of text."""
-    parts: Prompt = []
-    for part in prompt:
-        if isinstance(part, Tensor) and parts and isinstance(parts[-1], Tensor):
-            parts[-1] = torch.cat([parts[-1], part])
-        elif isinstance(part, Memory) or len(part):
-            parts.append(part)
-    return parts
