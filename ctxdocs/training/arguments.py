@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
-    """Return the arguments of a run of so many steps.
+def training_arguments(config: TrainingConfig, steps: int, validate_every: int = 0) -> TrainingArguments:
+    """Return the arguments of a run of so many steps, validated every so many.
 
     Raises
     ------
@@ -46,8 +46,8 @@ def training_arguments(config: TrainingConfig, steps: int) -> TrainingArguments:
         "logging_first_step": True,
         "report_to": logging.report_to,
         "run_name": logging.run_name or None,
-        "eval_strategy": "steps" if logging.validate_every else "no",
-        "eval_steps": logging.validate_every or None,
+        "eval_strategy": "steps" if validate_every else "no",
+        "eval_steps": validate_every or None,
         "save_strategy": "steps",
         "save_steps": config.checkpoints.every,
         "save_total_limit": config.checkpoints.keep,

@@ -124,7 +124,10 @@ def train(config: TrainingConfig, on_log: OnLog | None = None) -> TrainingResult
     with _being_trained(compressor, config.recompute), _interruptible() as stop:
         trainer = _trainer(config, step, batches, held_out, counts, [_reporter(on_log), stop])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if trainer.held_out is not None and not stop.requested:
+        measured = any(
+            "eval_loss" in line and line["step"] == trainer.state.global_step for line in trainer.state.log_history
+        )
+        if not measured and not stop.requested:
             trainer.evaluate()
     result = TrainingResult(
         output=str(output),
@@ -189,7 +192,7 @@ def _trainer(
     from ctxdocs.training.trainer import CompressorTrainer
 
     steps = len(batches[1]) // _devices() // config.accumulation
-    arguments = training_arguments(config, steps)
+    arguments = training_arguments(config, steps, config.logging.validate_every if held_out else 0)
     return CompressorTrainer(step, arguments, *batches, held_out, {_DATA: counts}, callbacks)
 
 

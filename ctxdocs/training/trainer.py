@@ -59,7 +59,14 @@ class CompressorTrainer(Trainer):
         self.step, self.batches, self.held_out, self.extra = step, batches, held_out, extra or {}
         self._tally: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
-        super().__init__(model=step, args=args, train_dataset=examples, data_collator=step.collate, callbacks=callbacks)
+        super().__init__(
+            model=step,
+            args=args,
+            train_dataset=examples,
+            eval_dataset=held_out[0] if held_out else None,
+            data_collator=step.collate,
+            callbacks=callbacks,
+        )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
