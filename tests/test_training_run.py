@@ -53,8 +53,10 @@ def same_weights(one: Path | str, other: Path | str) -> bool:
     return ours.keys() == theirs.keys() and all(tensor.equal(theirs[name]) for name, tensor in ours.items())
 
 
-@pytest.mark.parametrize("objective", ["published", "documents"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "objective"),
+    [*((method, "published") for method in METHODS), ("beacon", "documents"), ("beacon", "text")],
+)
 def test_a_run_writes_a_folder_that_loads(config, folder, method, objective):
     changes = [
         "objective=documents",
@@ -63,7 +65,7 @@ def test_a_run_writes_a_folder_that_loads(config, folder, method, objective):
         "documents.cue=[2,4]",
     ]
     files = [str(folder / "documents.jsonl"), str(folder / "questions.jsonl")]
-    given = config(*(changes if objective == "documents" else []), method=method, data_files=files)
+    given = config(*changes, method=method, data_files=files)
     seen: list[dict] = []
     result = train(given, on_log=seen.append)
     assert result.steps == result.of_steps == 4

@@ -265,7 +265,7 @@ def test_one_pass_equals_the_recursion(attn_type, sink):
     logits = compressor.logits(segments[-1], memory)
     loss = cross_entropy(logits[:-1], segments[-1][1:])
     loss.backward()
-    assert float(output["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert output["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in compressor.own_parameters().items():
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         found = in_one_pass.get(f"compressor.{name}", torch.zeros_like(parameter))

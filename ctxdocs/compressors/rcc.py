@@ -162,7 +162,7 @@ class RCC(Compressor):
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
     ) -> RCC:
         """Start with a copy of the decoder as encoder, as published."""
-        return cls(model, copy.deepcopy(model.base_model), tokenizer, **settings)
+        return cls(model, cast("PreTrainedModel", copy.deepcopy(model.base_model)), tokenizer, **settings)
 
     @property
     def format_settings(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def replayable(cache: Cache) -> Cache:
         return cache.update(keys, values, layer, *args, **kwargs)
 
     view = copy.copy(cache)
-    view.update = update  # type: ignore[method-assign]
+    view.update = update  # type: ignore[method-assign, assignment]
     return view
 
 

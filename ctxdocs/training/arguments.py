@@ -56,7 +56,7 @@ def training_arguments(config: TrainingConfig, steps: int, validate_every: int =
         "use_cpu": config.device == "cpu" or not torch.accelerator.is_available(),
     }
     # What a batch uses differs: ratios, kinds of rows, what special tokens put out in the last layer.
-    fixed = {
+    fixed: dict[str, Any] = {
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
         "average_tokens_across_devices": False,

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from ctxdocs.datasets import Document, Question, Skipped, read_records, split_of, split_title
 from ctxdocs.datasets.files import find_files
 from ctxdocs.datasets.tokenising import BatchEncoder, load_token_file
@@ -108,7 +110,9 @@ def _load(
     token_files = [name for name in names if str(name).endswith(_TOKEN_FILE)]
     parts = [_from_token_file(name, tokenizer) for name in token_files if not held_out]
     if others := [name for name in names if name not in token_files]:
-        parts.append(_from_records(others, options, tokenizer, stem, seed, share, held_out=held_out))
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{stem}.lock"):  # of several processes one tokenises, and the others find it done
+            parts.append(_from_records(others, options, tokenizer, stem, seed, share, held_out=held_out))
     joined = _joined(parts)
     return joined or TrainingData(TokenSequences.pack([]))
 

@@ -28,7 +28,10 @@ def add_lora(compressor: Compressor, options: LoraOptions) -> None:
     except ImportError as error:
         raise MissingDependency("train: lora needs peft", "pip install ctxdocs[train]") from error
     settings = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=options.layers
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=options.dropout,
+        target_modules=options.layers,
     )
     try:
         inject_adapter_in_model(settings, compressor.model)

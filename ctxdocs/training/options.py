@@ -130,5 +130,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
             pass
     elif isinstance(value, hint):
         return value
+    elif hint is str and value is None:  # NAME= says nothing
+        return ""
     wanted = getattr(hint, "__name__", str(hint))
     raise InputError(f"{name} is {value!r}", f"it takes a value of type {wanted}")

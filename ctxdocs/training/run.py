@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -116,7 +117,8 @@ def train(config: TrainingConfig, on_log: OnLog | None = None) -> TrainingResult
     step, train_data, batches, held_out = _prepare(config, compressor, output)
     choose_trainable(compressor, config)
     total, trained = sum(p.numel() for p in compressor.parameters()), _trained(compressor)
-    keep_config(config, output)
+    if _is_main():
+        keep_config(config, output)
     counts = json.dumps({name: asdict(counts) for name, counts in train_data.files.items()}, indent=1)
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
@@ -139,7 +141,7 @@ def train(config: TrainingConfig, on_log: OnLog | None = None) -> TrainingResult
         log=trainer.state.log_history,
         interrupted=stop.requested and trainer.state.global_step < trainer.state.max_steps,
     )
-    if not result.interrupted:
+    if not result.interrupted and _is_main():
         merge_lora(compressor)
         _finish(config, compressor.eval(), result, train_data, output)
     return result
@@ -225,9 +227,11 @@ def _trained(compressor: Compressor) -> int:
 
 def _devices() -> int:
     """Return how many processes train together: what torchrun says."""
-    import os
-
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_packages() -> None:

@@ -57,6 +57,7 @@ class CompressorTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.step, self.batches, self.held_out, self.extra = step, batches, held_out, extra or {}
+        self.folder = Path(args.output_dir or ".")
         self._tally: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         super().__init__(
@@ -119,7 +120,7 @@ class CompressorTrainer(Trainer):
             gradients._set_sync_gradients(synchronises)
 
     def _not_a_number(self, inputs: Batch, output: StepOutput) -> TrainingError:
-        folder = Path(self.args.output_dir) / FAILED_BATCH
+        folder = self.folder / FAILED_BATCH
         losses = {name: value.item() for name, value in output["losses"].items()}
         about = {"step": self.state.global_step, "loss": output["loss"].item(), "losses": losses}
         with whole_folder(folder) as partial:
@@ -138,7 +139,7 @@ class CompressorTrainer(Trainer):
         """Return the mean losses of what is held out; the same whenever it is asked for."""
         if self.held_out is None:
             return {}
-        model = self.model_wrapped if self.is_in_train else self.model
+        model: Any = self.model_wrapped if self.is_in_train else self.model
         was_training = model.training
         model.eval()
         sums: dict[str, list[Tensor]] = defaultdict(list)
@@ -178,8 +179,7 @@ class CompressorTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """Write a checkpoint whole, then remove the oldest ones."""
-        output = Path(self.args.output_dir)
-        folder = output / f"checkpoint-{self.state.global_step}"
+        folder = self.folder / f"checkpoint-{self.state.global_step}"
         if not self.args.should_save:  # another process gives the folder its name
             self._write(folder.with_name(f".{folder.name}.partial"))
             self.accelerator.wait_for_everyone()
@@ -187,7 +187,7 @@ class CompressorTrainer(Trainer):
         with whole_folder(folder) as partial:
             self._write(partial)
             self.accelerator.wait_for_everyone()
-        remove_oldest(output, self.args.save_total_limit or 1)
+        remove_oldest(self.folder, self.args.save_total_limit or 1)
 
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ class CompressorTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a folder that ``load_compressor`` loads."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.folder)
         if self.args.should_save:
             with storing(folder):
                 self.step.compressor.save(folder)

@@ -46,16 +46,12 @@ class CCMStep(Step[CCM]):
                 f"{compressor.attn_type} reads segments without memory, only the last one can be a target",
                 "--set published.targets=last",
             )
+        self.shortest = compressor.segment_tokens + 2  # one segment, and two tokens of another
         self.segments = options.segments
         self.targets = options.targets
         for module in compressor.modules():
             if isinstance(module, Lora):
                 module.dropout = options.dropout
-
-    @property
-    def shortest(self) -> int:
-        """One segment is compressed, and at least two tokens of another read."""
-        return self.compressor.segment_tokens + 2
 
     def check(self, longest: int) -> None:
         """Raise ``InputError`` if a sequence has more tokens than the model positions, or attention takes no mask."""

@@ -24,12 +24,8 @@ class GistStep(Step[GistCompressor]):
 
     def __init__(self, compressor: GistCompressor, options: StepOptions) -> None:
         super().__init__(compressor, options)
+        self.shortest = compressor.window + 1  # in one window nothing is trained
         self.first_counts = compressor.interleaves and compressor.attention == "full-coverage"
-
-    @property
-    def shortest(self) -> int:
-        """A sequence that fits one window trains nothing."""
-        return self.compressor.window + 1
 
     def check(self, longest: int) -> None:
         """Raise ``InputError`` if sequences fit one window, or need more positions than the model has."""
