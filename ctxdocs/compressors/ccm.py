@@ -239,24 +239,21 @@ class CCM(Compressor):
         cache: Cache | None = None,
         special: Tensor | None = None,
         kept: Tensor | None = None,
-        mask: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Run the layers in one pass, plain causal unless there is a mask.
+        """Run the layers in one plain causal pass.
 
         Parameters
         ----------
         embeds : torch.Tensor
             ``[batch, tokens, width]``.
         positions : torch.Tensor
-            ``[1 or batch, tokens]``, int64.
+            ``[1, tokens]``, int64.
         cache : transformers.Cache, optional
             Extended in place, unless it is a fixed one.
         special : torch.Tensor, optional
             ``[batch, tokens]``, bool: the special tokens, for which the LoRA is on; None where there are none.
         kept : torch.Tensor, optional
             ``[batch, kept]``, int64: the tokens whose keys and values are returned; default all.
-        mask : torch.Tensor, optional
-            See :meth:`Backbone.run`.
 
         Returns
         -------
@@ -265,18 +262,21 @@ class CCM(Compressor):
         written : KeysValues
             Of the tokens that are kept.
         """
-        lora: AbstractContextManager[None] = nullcontext()
-        if special is not None:
-            pairs = zip(self._projections(), self.lora, strict=True)
-            changes: dict[nn.Module, Change] = {
-                layer[name]: factors.get_submodule(name) for layer, factors in pairs for name in _PROJECTIONS
-            }
-            lora = changed_rows(changes, special)
-        with lora, recorded_keys_values(self.model, kept) as recorded:
-            states = self.backbone.run(embeds, positions, mask=mask, cache=cache)
+        with self.adapted(special), recorded_keys_values(self.model, kept) as recorded:
+            states = self.backbone.run(embeds, positions, cache=cache)
         positions = positions.expand(len(embeds), -1)
         positions = positions if kept is None else positions.gather(1, kept)
         return states, KeysValues(recorded.keys, recorded.values, positions)
+
+    def adapted(self, special: Tensor | None) -> AbstractContextManager[None]:
+        """Have the LoRA on at special tokens, ``[batch, tokens]`` (bool), while a block runs; None: at no token."""
+        if special is None:
+            return nullcontext()
+        pairs = zip(self._projections(), self.lora, strict=True)
+        changes: dict[nn.Module, Change] = {
+            layer[name]: factors.get_submodule(name) for layer, factors in pairs for name in _PROJECTIONS
+        }
+        return changed_rows(changes, special)
 
     def write(self, cache: Cache, position: int) -> KeysValues:
         """Run special tokens on a cache that holds memory and segment, and leave the cache as it was.

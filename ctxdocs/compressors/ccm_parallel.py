@@ -172,8 +172,8 @@ def one_pass(
     embeds = torch.where(marked[..., None], own, backbone.embed(torch.where(marked, 0, ids)))
     mask = additive_mask(seen & causal & live[:, None], embeds.dtype)
     cache = MergedKeys(specials.merging()) if compressor.merges else None
-    states, _ = compressor.run(embeds, positions, cache=cache, special=marked, mask=mask)
-    return states
+    with compressor.adapted(marked):
+        return backbone.run(embeds, positions, mask=mask, cache=cache)
 
 
 def lay_out(compressor: CCM, segments: Sequence[Tensor]) -> Tensor:

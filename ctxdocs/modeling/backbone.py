@@ -153,8 +153,10 @@ class Backbone:
         if cache is not None and self.slides:
             self._check_window(cache.get_seq_length() + inputs_embeds.shape[1])
         recomputes = self.recomputes and torch.is_grad_enabled()
-        cached: dict[str, Any] = {self._cache_argument: replayable(cache) if recomputes and cache is not None else cache}
         slots = 0 if cache is None else cache.get_seq_length()
+        if recomputes and cache is not None:
+            cache = replayable(cache)
+        cached: dict[str, Any] = {self._cache_argument: cache}
         given = (self.model, inputs_embeds.shape[1], slots, mask)
         attending, mask = causal_attention(*given)
         with (
