@@ -122,6 +122,45 @@ def load_compressor(
     return compressor.eval()
 
 
+def new_compressor(
+    name_or_path: str | os.PathLike[str],
+    method: str,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str = "auto",
+    **settings: Any,
+) -> Compressor:
+    """Put a method onto a language model that knows nothing of it: a compressor that has yet to be trained.
+
+    Parameters are those of :func:`load_compressor`; ``name_or_path`` is a plain model, and ``settings`` are all those
+    of the method.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no model there, or it is incomplete.
+    InputError
+        If the device cannot be used, the method does not have a setting, or cannot be put onto this model.
+    """
+    cls = compressor_class(method)
+    checked = checked_settings(cls, settings)
+    device = _device(device)
+    folder = _folder(name_or_path)
+    model = _build_model(folder, read_weights(folder), dtype, attn_implementation)
+    compressor = cls.from_base(model.to(device), _load_tokenizer(folder), **checked)  # type: ignore[arg-type]
+    compressor.requires_grad_(False)
+    return compressor.eval()
+
+
+def checked_settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a new compressor; raise ``InputError`` if the method lacks one, or needs one more."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    needed = {entry.name for entry in parameters if entry.kind is entry.KEYWORD_ONLY and entry.default is entry.empty}
+    if missing := sorted(needed - settings.keys()):
+        raise InputError(f"a new {cls.method} compressor needs the setting {listed(missing)}")
+    return _settings(cls, settings)
+
+
 def _place(name_or_path: str | os.PathLike[str]) -> str:
     """Return a hub name as it is, and a folder as an absolute path: good for finding it again."""
     path = Path(name_or_path).expanduser()

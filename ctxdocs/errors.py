@@ -51,5 +51,9 @@ class StorageError(LibraryError):
     """Writing failed (disk full, no permission). What was committed before is intact."""
 
 
+class TrainingError(CtxdocsError):
+    """Training that cannot go on: a loss that is no number."""
+
+
 class MissingDependency(CtxdocsError, ImportError):
     """An optional package is needed; the hint names the extra that installs it."""

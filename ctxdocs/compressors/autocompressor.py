@@ -99,13 +99,11 @@ class AutoCompressor(Compressor):
         **settings: Any,
     ) -> AutoCompressor:
         """Build from a checkpoint in the authors' format, or in ours."""
-        compressor = cls(
-            model,
-            tokenizer,
-            summary_length=config.get("summary_length", 0),
-            accumulate_summary=config.get("accumulate_summary", False),
-            **settings,
-        )
+        stored = {
+            "summary_length": config.get("summary_length", 0),
+            "accumulate_summary": config.get("accumulate_summary", False),
+        }
+        compressor = cls(model, tokenizer, **{**stored, **settings})
         if (weight := tensors.get("embed_summary.weight")) is not None:
             wanted = tuple(compressor.embed_summary.weight.shape)
             if tuple(weight.shape) != wanted:

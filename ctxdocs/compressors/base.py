@@ -101,6 +101,13 @@ class Compressor(nn.Module, abc.ABC):
         """Build the compressor from a loaded base model, ``config.json`` and the tensors of :meth:`own_tensors`."""
 
     @classmethod
+    def from_base(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
+    ) -> Compressor:
+        """Put the method onto a language model, for training; ``settings`` are those of the constructor."""
+        return cls(model, tokenizer, **settings)
+
+    @classmethod
     def adapter_settings(cls, adapter: Adapter) -> dict[str, Any]:
         """Return what a LoRA adapter says about the method, as entries of ``config.json``; for most methods nothing."""
         return {}

@@ -262,18 +262,21 @@ class CCM(Compressor):
         written : KeysValues
             Of the tokens that are kept.
         """
-        lora: AbstractContextManager[None] = nullcontext()
-        if special is not None:
-            pairs = zip(self._projections(), self.lora, strict=True)
-            changes: dict[nn.Module, Change] = {
-                layer[name]: factors.get_submodule(name) for layer, factors in pairs for name in _PROJECTIONS
-            }
-            lora = changed_rows(changes, special)
-        with lora, recorded_keys_values(self.model, kept) as recorded:
+        with self.adapted(special), recorded_keys_values(self.model, kept) as recorded:
             states = self.backbone.run(embeds, positions, cache=cache)
         positions = positions.expand(len(embeds), -1)
         positions = positions if kept is None else positions.gather(1, kept)
         return states, KeysValues(recorded.keys, recorded.values, positions)
+
+    def adapted(self, special: Tensor | None) -> AbstractContextManager[None]:
+        """Have the LoRA on at special tokens, ``[batch, tokens]`` (bool), while a block runs; None: at no token."""
+        if special is None:
+            return nullcontext()
+        pairs = zip(self._projections(), self.lora, strict=True)
+        changes: dict[nn.Module, Change] = {
+            layer[name]: factors.get_submodule(name) for layer, factors in pairs for name in _PROJECTIONS
+        }
+        return changed_rows(changes, special)
 
     def write(self, cache: Cache, position: int) -> KeysValues:
         """Run special tokens on a cache that holds memory and segment, and leave the cache as it was.

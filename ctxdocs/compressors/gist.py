@@ -40,6 +40,7 @@ from ctxdocs.modeling.probe import check_keys
 from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Which of the model's projections gist tokens may have on their own.
@@ -120,6 +121,8 @@ class GistCompressor(Compressor):
         self.stride = self.window if stride is None else whole_number("stride", stride)
         self.ratio = whole_numbers("ratio", ratio)
         self.ratio_mix = ratio_mix
+        #: Of random ratios, while training; otherwise every text starts the same draws.
+        self.ratio_generator: np.random.Generator | None = None
         self.attend_prev = true_or_false("attend_prev", attend_prev)
         given: dict[str, Any] = {
             "attention": attention,
@@ -270,7 +273,7 @@ class GistCompressor(Compressor):
 
     def ratio_choice(self) -> RatioChoice:
         """Start choosing ratios for a text."""
-        return RatioChoice(self.ratio, self.ratio_mix, self.stride, self.reach)
+        return RatioChoice(self.ratio, self.ratio_mix, self.stride, self.reach, self.ratio_generator)
 
     def reach(self, ratio: int) -> int:
         """Length of the longest text that fits the model's positions with this ratio."""
@@ -320,8 +323,12 @@ class GistCompressor(Compressor):
         torch.Tensor
             Logits, ``[batch, tokens, vocabulary]``.
         """
+        return self.backbone.head(self.encode(input_ids, last_window=last_window))
+
+    def encode(self, input_ids: Tensor, *, last_window: str = "compressed") -> Tensor:
+        """Like :meth:`forward`, with states ``[batch, tokens, width]`` in place of logits."""
         ids = input_ids.to(self.backbone.device)
-        return self.backbone.head(Windows(self, len(ids)).read(ids, last_window=last_window))
+        return Windows(self, len(ids)).read(ids, last_window=last_window)
 
     def tokens_at_once(self, tokens: int) -> int:  # type: ignore[override]
         """Return the length of a window, or less."""

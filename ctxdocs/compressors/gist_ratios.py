@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxdocs.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MIXES = ("step-random", "instance-random", "sequence", "adapt-N")
 
@@ -15,7 +18,7 @@ class RatioChoice:
     """Chooses the ratio of one window after another; 0 keeps a window as it is.
 
     Every text starts anew, so that its memory does not depend on what was compressed before. (The authors' generator
-    starts with the model and goes on from text to text.)
+    starts with the model and goes on from text to text. Training passes one that goes on.)
 
     Parameters
     ----------
@@ -28,9 +31,18 @@ class RatioChoice:
         Tokens a full window compresses.
     reach : callable
         From a ratio to the longest text that fits the model's positions with it.
+    generator : numpy.random.Generator, optional
+        Of random draws, in place of a fresh one.
     """
 
-    def __init__(self, ratios: Sequence[int], mix: str, stride: int, reach: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        ratios: Sequence[int],
+        mix: str,
+        stride: int,
+        reach: Callable[[int], int],
+        generator: np.random.Generator | None = None,
+    ) -> None:
         import numpy as np
 
         if not ratios:
@@ -49,25 +61,34 @@ class RatioChoice:
         self.ratios = usable
         self._mix, self._reach = mix, reach
         self._ahead = int(ahead) if kind == "adapt" else 0
-        self._random = np.random.default_rng(42)
+        self._random = np.random.default_rng(42) if generator is None else generator
         self._count = 0
         self._lasting: int | None = None
 
-    def draw(self, tokens: int) -> int:
-        """Return the next window's ratio; ``tokens`` is the length of the text as far as it is known."""
+    def draw(self, tokens: int, *, may_keep: bool = True) -> int:
+        """Return the next window's ratio.
+
+        Parameters
+        ----------
+        tokens : int
+            Length of the text as far as it is known.
+        may_keep : bool
+            Whether 0 may be drawn.
+        """
+        ratios = [ratio for ratio in self.ratios if ratio or may_keep] or self.ratios
         if len(self.ratios) == 1:
-            return self.ratios[0]
+            return ratios[0]
         if self._mix == "sequence":
             self._count += 1
-            return self.ratios[(self._count - 1) % len(self.ratios)]
+            return ratios[(self._count - 1) % len(ratios)]
         if self._mix == "step-random":
-            return int(self._random.choice(self.ratios))
+            return int(self._random.choice(ratios))
         if self._lasting is None:
             if self._mix == "instance-random":
-                self._lasting = int(self._random.choice(self.ratios))
+                self._lasting = int(self._random.choice(ratios))
             else:
-                enough = [ratio for ratio in self.ratios if self._reach(ratio) >= tokens + self._ahead]
-                self._lasting = min(enough, key=self._reach) if enough else max(self.ratios)
+                enough = [ratio for ratio in ratios if self._reach(ratio) >= tokens + self._ahead]
+                self._lasting = min(enough, key=self._reach) if enough else max(ratios)
         return self._lasting
 
     def possible(self, tokens: int) -> list[int]:

@@ -71,6 +71,8 @@ class Windows:
         self._at_border = True  # the last step closed a window
         self._before_first_border = True
         self._ratio: int | None = None
+        self._trains = False  # the text is read as in training
+        self._kept = False  # a window has been kept as it is
         self._choice = compressor.ratio_choice()
         self._cache: Cache | None = None
 
@@ -119,6 +121,7 @@ class Windows:
             ``[batch, tokens, width]``: states of the tokens, without those of gist tokens.
         """
         window = self.compressor.window
+        self._trains = last_window == "plain"
         self._tokens_known = max(self._tokens_known, self.tokens_read + ids.shape[1])
         states = []
         if skip_first and not self.tokens_read:
@@ -128,7 +131,7 @@ class Windows:
             states.append(hidden)
         while ids.shape[1]:
             start = self.tokens_read - self._running
-            is_last = last_window == "plain" and start + window >= self._tokens_known
+            is_last = self._trains and start + window >= self._tokens_known
             skipped = skip_last is not None and start >= skip_last
             piece, ids = ids[:, : self.room], ids[:, self.room :]
             states.append(self._read_plain(piece) if is_last or skipped else self._read_window(piece))
@@ -255,12 +258,12 @@ class Windows:
         positions, mask = None, None
         if settings.interleaves:
             if self._at_border or self._ratio is None:
-                self._ratio = self._choice.draw(self._tokens_known)
+                self._ratio = self._draw()
             is_gist = self._interleaved(tokens, self._ratio)
             if self._ratio:
                 self._remainder = (self._remainder + tokens) % self._ratio
         else:
-            self._ratio = self._choice.draw(self._tokens_known) if fills else 0
+            self._ratio = self._draw() if fills else 0
             gists = settings.stride // self._ratio if self._ratio else 0
             is_gist = torch.arange(tokens + gists, device=ids.device) >= tokens
             if gists:
@@ -285,6 +288,14 @@ class Windows:
             self._finish_window()
         self._at_border = fills
         return hidden[:, ~is_gist]
+
+    def _draw(self) -> int:
+        """Draw the running window's ratio; in training one window at most is kept as it is, and none of the last."""
+        settings, left = self.compressor, self._tokens_known - self.tokens_read + self._running
+        may_keep = not self._trains or (not self._kept and left >= settings.stride + settings.window)
+        ratio = self._choice.draw(self._tokens_known, may_keep=may_keep)
+        self._kept |= ratio == 0
+        return ratio
 
     def _finish_window(self) -> None:
         settings, window = self.compressor, self.raw

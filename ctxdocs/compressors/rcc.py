@@ -19,6 +19,7 @@ in the prompt (``CHAT_FORMAT``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -156,6 +157,13 @@ class RCC(Compressor):
                 weight.data.copy_(found)
         return compressor
 
+    @classmethod
+    def from_base(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
+    ) -> RCC:
+        """Start with a copy of the decoder as encoder, as published."""
+        return cls(model, cast("PreTrainedModel", copy.deepcopy(model.base_model)), tokenizer, **settings)
+
     @property
     def format_settings(self) -> dict[str, Any]:
         """Ratio, window and layer map, as the authors name them."""
@@ -176,6 +184,10 @@ class RCC(Compressor):
         self.encoder.config.to_json_file(Path(path) / ENCODER_CONFIG)
 
     def forward(self, states: Tensor, input_ids: Tensor) -> Tensor:
+        """Read tokens behind states; see :meth:`read`. Returns logits ``[batch, slots + tokens, vocabulary]``."""
+        return self.backbone.head(self.read(states, input_ids))
+
+    def read(self, states: Tensor, input_ids: Tensor) -> Tensor:
         """Read tokens behind states, in one plain causal pass; training takes this path with :meth:`encode`'s states.
 
         Parameters
@@ -188,14 +200,13 @@ class RCC(Compressor):
         Returns
         -------
         torch.Tensor
-            ``[batch, slots + tokens, vocabulary]``, the logits of slots too.
+            ``[batch, slots + tokens, width]``, after the decoder's final norm; of slots too.
         """
         slots, added = self.project(states)
         embeds = torch.cat([slots, self.backbone.embed(input_ids)], dim=1)
         place = torch.arange(embeds.shape[1], device=embeds.device)
         marked = (place < slots.shape[1]).expand(len(embeds), -1)
-        hidden = self.backbone.run(embeds, place[None], added=AddedStates(added.flatten(1, 2), marked))
-        return self.backbone.head(hidden)
+        return self.backbone.run(embeds, place[None], added=AddedStates(added.flatten(1, 2), marked))
 
     def encode(self, input_ids: Tensor) -> Tensor:
         """Encode whole windows, each by itself.

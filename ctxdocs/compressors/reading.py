@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
 from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory, SoftPrompt
@@ -216,7 +217,7 @@ class BatchInput:
 def batch_input(model: PreTrainedModel, rows: Sequence[ModelInput]) -> BatchInput:
     """Pad prompts to a batch."""
     device = rows[0].embeds.device
-    embeds = nn.utils.rnn.pad_sequence([row.embeds for row in rows], batch_first=True)
+    embeds = _stacked([row.embeds for row in rows])
     tokens, slots = embeds.shape[1], max(row.slots for row in rows)
     # Padding takes the positions of the longest row: any value would do, but a run of one would look like several
     # sequences packed into one.
@@ -249,7 +250,7 @@ def _added(rows: Sequence[ModelInput]) -> AddedStates | None:
     if not states:
         return None
     marked = [torch.zeros_like(row.is_text) if row.added is None else row.added.marked for row in rows]
-    return AddedStates(torch.cat(states, dim=1), nn.utils.rnn.pad_sequence(marked, batch_first=True))
+    return AddedStates(torch.cat(states, dim=1), _stacked(marked))
 
 
 def _mask_by_place(rows: Sequence[ModelInput], live_slots: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
@@ -277,11 +278,17 @@ def _cache(model: PreTrainedModel, rows: Sequence[ModelInput], slots: int) -> Ca
     if not slots:
         return DynamicCache(config=model.config)
     template = next(row.keys for row in rows if row.keys is not None)
-    layers, heads, _, size = template.shape
-    keys = template.new_zeros(layers, len(rows), heads, slots, size)
-    values = torch.zeros_like(keys)
-    for index, row in enumerate(rows):
-        if row.keys is not None and row.values is not None:
-            keys[:, index, :, : row.slots] = row.keys
-            values[:, index, :, : row.slots] = row.values
-    return fill_cache(keys, values)
+    nothing = template[:, :, :0]
+    keys = _stacked([nothing if row.keys is None else row.keys for row in rows], at=2)
+    values = _stacked([nothing if row.values is None else row.values for row in rows], at=2)
+    return fill_cache(keys.transpose(0, 1), values.transpose(0, 1))
+
+
+def _stacked(tensors: Sequence[Tensor], at: int = 0) -> Tensor:
+    """Pad tensors with zeros behind dimension ``at``, to the longest, and stack them.
+
+    Unlike ``pad_sequence`` it fills no tensor in place, which costs a copy of the whole gradient for every row.
+    """
+    longest = max(tensor.shape[at] for tensor in tensors)
+    rest = tensors[0].dim() - 1 - at
+    return torch.stack([pad(tensor, (0, 0) * rest + (0, longest - tensor.shape[at])) for tensor in tensors])

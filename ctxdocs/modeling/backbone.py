@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ctxdocs.errors import ContextTooLong
 from ctxdocs.modeling.attention import causal_attention
 from ctxdocs.modeling.layers import AddedStates, added_to_layers
+from ctxdocs.modeling.recompute import entered_again, recomputed, replayable
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -38,6 +39,8 @@ class Backbone:
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         #: Whether ``ctxdocs.modeling.probe.check_keys`` has passed.
         self.keys_checked = False
+        #: Whether layers compute their activations again for the gradient, which saves memory in training.
+        self.recomputes = False
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -149,11 +152,18 @@ class Backbone:
         """
         if cache is not None and self.slides:
             self._check_window(cache.get_seq_length() + inputs_embeds.shape[1])
-        cached: dict[str, Any] = {self._cache_argument: cache}
+        recomputes = self.recomputes and torch.is_grad_enabled()
         slots = 0 if cache is None else cache.get_seq_length()
-        attending, mask = causal_attention(self.model, inputs_embeds.shape[1], slots, mask)
-        adding = nullcontext() if added is None else added_to_layers(self.layers, added)
-        with attending, adding:
+        if recomputes and cache is not None:
+            cache = replayable(cache)
+        cached: dict[str, Any] = {self._cache_argument: cache}
+        given = (self.model, inputs_embeds.shape[1], slots, mask)
+        attending, mask = causal_attention(*given)
+        with (
+            entered_again(lambda: causal_attention(*given)[0]) if recomputes else attending,
+            nullcontext() if added is None else added_to_layers(self.layers, added),
+            recomputed(self.layers) if recomputes else nullcontext(),
+        ):
             output = self.model.base_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from ctxdocs.modeling.recompute import entered_again
+
 #: From a layer's inputs ``[rows, in]`` and outputs ``[rows, out]`` at the marked rows to its new outputs there.
 Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,9 +42,14 @@ def changed_rows(changes: Mapping[nn.Module, Change], marked: Tensor) -> Iterato
 
         return hook
 
-    hooks = [module.register_forward_hook(hook_for(change)) for module, change in changes.items()]
-    try:
+    @contextmanager
+    def hooked() -> Iterator[None]:
+        hooks = [module.register_forward_hook(hook_for(change)) for module, change in changes.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    with entered_again(hooked):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs.errors import InputError
+from ctxdocs.modeling.recompute import entered_again
 from ctxdocs.modeling.rotary import rotate_keys
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Recorded:
     """
 
     def __init__(self) -> None:
+        #: Whether the block has ended.
+        self.is_complete = False
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
@@ -111,17 +114,27 @@ def recorded_keys_values(model: PreTrainedModel, places: Tensor | None = None) -
     InputError
         If the model's attention layers are of no known layout.
     """
-    recorded, hooks = Recorded(), []
-    try:
-        for module in model.modules():
-            if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
-                hooks += _hooks(module, recorded, _at(places))
-        if not hooks:
-            raise InputError(f"the attention layers of {type(model).__name__} are of no known layout")
+    recorded = Recorded()
+
+    @contextmanager
+    def hooked() -> Iterator[None]:
+        # Layers that run again, for the gradient, do so with hooks, but what they put out has been recorded already.
+        into = Recorded() if recorded.is_complete else recorded
+        hooks: list[Any] = []
+        try:
+            for module in model.modules():
+                if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
+                    hooks += _hooks(module, into, _at(places))
+            if not hooks:
+                raise InputError(f"the attention layers of {type(model).__name__} are of no known layout")
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    with entered_again(hooked):
         yield recorded
-    finally:
-        for hook in hooks:
-            hook.remove()
+    recorded.is_complete = True
 
 
 def fill_cache(keys: Tensor, values: Tensor) -> Cache:

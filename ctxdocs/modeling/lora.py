@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from ctxdocs.errors import CheckpointError
 
@@ -60,10 +61,13 @@ class Lora(nn.Module):
         self.lora_B = nn.Linear(rank, layer.out_features, bias=False, **place)
         nn.init.zeros_(self.lora_B.weight)
         self.scale = scale
+        #: On the inputs, in training mode.
+        self.dropout = 0.0
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """``[rows, in]`` and ``[rows, out]`` to ``[rows, out]``."""
-        return outputs + self.scale * self.lora_B(self.lora_A(inputs.to(self.lora_A.weight.dtype)))
+        inputs = dropout(inputs.to(self.lora_A.weight.dtype), self.dropout, self.training)
+        return outputs + self.scale * self.lora_B(self.lora_A(inputs))
 
 
 def merge_lora(model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

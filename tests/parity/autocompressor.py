@@ -8,6 +8,7 @@ from torch import Tensor
 import ctxdocs
 from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.memory import Memory
+from ctxdocs.training.steps.autocompressor import AutoCompressorOptions, AutoCompressorStep, random_segment_lengths
 
 from .case import Case, Outcome
 
@@ -109,23 +110,40 @@ def _summary_steps(case: Case, outcome: Outcome, compressor: AutoCompressor) -> 
     outcome.compare_ids("expected_softprompt_length_per_step", lengths)
 
 
+class _GivenLengths(AutoCompressorStep):
+    """The training step, with the segment lengths of the case in place of drawn ones."""
+
+    def __init__(self, compressor: AutoCompressor, lengths: list[list[int]]) -> None:
+        super().__init__(compressor, AutoCompressorOptions(substeps=len(lengths)))
+        self.lengths = lengths
+
+    def part_of(self, tokens: int, part: int) -> tuple[slice, list[int]]:
+        start = sum(map(sum, self.lengths[:part]))
+        return slice(start, start + sum(self.lengths[part])), self.lengths[part]
+
+
 def _training_step(case: Case, outcome: Outcome, compressor: AutoCompressor) -> None:
-    """One step of substeps: every substep's loss is back-propagated alone, and the soft prompt is detached between."""
+    """Run the training step: every substep's loss is back-propagated alone, and the soft prompt handed on as it is."""
     compressor.requires_grad_(True)
-    softprompt, losses, start = None, [], 0
-    for step, lengths in enumerate(case.settings["segment_lengths_per_substep"]):
-        here = slice(start, start := start + sum(lengths))
-        ids, mask, labels = (case.tensors[name][:, here] for name in ("input_ids", "attention_mask", "labels"))
-        logits, softprompt = compressor(ids, mask, softprompt, lengths, output_softprompt=True)
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        loss.backward()
-        losses.append(loss.detach())
-        softprompt = softprompt.detach()
-        outcome.compare(f"expected_memory_substep{step}", softprompt)
+    step = _GivenLengths(compressor, case.settings["segment_lengths_per_substep"])
+    batch = {name: case.tensors[name] for name in ("input_ids", "labels", "attention_mask")}
+    losses, carried = [], None
+    for part in range(step.parts):
+        result = step(batch, part, carried)
+        result["loss"].backward()
+        losses.append(result["loss"].detach())
+        carried = result["carried"]
+        outcome.compare(f"expected_memory_substep{part}", carried)
     outcome.compare("expected_losses", torch.stack(losses))
     first = compressor.model.get_decoder().layers[0].self_attn.q_proj
     outcome.compare_relative("expected_grad_embed_summary", compressor.embed_summary.weight.grad)
     outcome.compare_relative("expected_grad_q_proj_layer0", first.weight.grad)
+    for drawn in case.settings.get("random_segment_lengths_examples", []):
+        torch.manual_seed(drawn["torch_manual_seed"])
+        lengths = random_segment_lengths(drawn["tokens"], drawn["segments"], drawn["max_position_embeddings"])
+        outcome.equal_ids = lengths == drawn["lengths"] and outcome.equal_ids is not False
+        if lengths != drawn["lengths"]:
+            outcome.differing.append(f"segment lengths {lengths}, not {drawn['lengths']}")
 
 
 def _mask_of(case: Case, name: str) -> Tensor:

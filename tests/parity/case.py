@@ -99,8 +99,11 @@ class Outcome:
     #: Names of those that need not be.
     left: set[str] = field(default_factory=set)
 
-    def compare(self, name: str, actual: Tensor, where: Tensor | None = None) -> None:
-        """Compare with the expected tensor ``name``, at all entries or where a mask is set; none is no error."""
+    def compare(self, name: str, actual: Tensor, where: Tensor | None = None, unit: float = 1.0) -> None:
+        """Compare with the expected tensor ``name``, at all entries or where a mask is set; errors count in units.
+
+        Where the case holds no such tensor there is nothing to compare.
+        """
         if name not in self.case.tensors:
             return
         self.compared.add(name)
@@ -108,7 +111,7 @@ class Outcome:
         if actual.shape != expected.shape:
             self.differing.append(f"{name} has shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
             return
-        difference = (actual.double() - expected.double()).abs()
+        difference = (actual.double() - expected.double()).abs() / unit
         if where is not None:
             difference = difference[where.bool()]
         error = difference.max().item() if difference.numel() else 0.0
@@ -120,9 +123,7 @@ class Outcome:
     def compare_relative(self, name: str, actual: Tensor) -> None:
         """Compare gradients: errors count in units of the largest expected entry."""
         if name in self.case.tensors:
-            largest = self.case.tensors[name].abs().max().item() or 1.0
-            self.case.tensors[name] = self.case.tensors[name] / largest
-            self.compare(name, actual / largest)
+            self.compare(name, actual, unit=self.case.tensors[name].abs().max().item() or 1.0)
 
     def compare_ids(self, name: str, actual: Sequence[Any]) -> None:
         """Compare generated ids, or counts, with the expected tensor ``name``; none is no error."""

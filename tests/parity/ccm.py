@@ -1,5 +1,5 @@
-"""Run CCM cases: the recursion, its loss and gradients, conversations and streams. The one-pass training form of the
-authors is compared where the recursion computes the same: at every text token."""
+"""Run CCM cases: the recursion and the form that trains in one pass, the loss and gradients of both, conversations and
+streams, and the masks and positions of one pass without a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import ctxdocs
 from ctxdocs.compressors.ccm import ATTENTION_TYPES, CCM
+from ctxdocs.compressors.ccm_parallel import Specials, one_pass
 from ctxdocs.compressors.ccm_sessions import CCMStream, Window
 from ctxdocs.memory import KVMemory
 from ctxdocs.modeling.rotary import rotate_keys
@@ -21,7 +22,8 @@ WHOLE_TURNS = 10**6
 
 def run(case: Case, outcome: Outcome) -> None:
     if not (case.folder / "config.json").is_file():
-        raise Unsupported("masks of the one-pass training form; ctxdocs trains through the recursion")
+        _masks(case, outcome)
+        return
     if case.settings["attn_type"] not in ATTENTION_TYPES:
         raise Unsupported(f"{case.settings['attn_type']} is a baseline, no method of ctxdocs")
     compressor = _load(case)
@@ -31,6 +33,28 @@ def run(case: Case, outcome: Outcome) -> None:
         _conversation(case, outcome, compressor)
     else:
         _recursion(case, outcome, compressor)
+        if case.has("input_ids", "expected_logits"):
+            _one_pass(case, outcome, compressor)
+
+
+def _masks(case: Case, outcome: Outcome) -> None:
+    """Compare positions, masks and what is merged, of every type there is."""
+    first, size = case.settings["comp_token_ids"][0], case.settings["num_comp_tokens"]
+    suffix = "_expected_position_ids"
+    for attn_type in [name.removesuffix(suffix) for name in case.tensors if name.endswith(suffix)]:
+        ids, live = case.tensors[f"{attn_type}_input_ids"], case.tensors[f"{attn_type}_attention_mask"].bool()
+        specials = Specials.of(ids, first, size)
+        unseen, sink = ids == case.settings["pad_token_id"], ids == case.settings["sink_token_id"]
+        actual = {
+            "position_ids": specials.positions(live),
+            "comp_mask": specials.marked,
+            "mask": specials.visible(attn_type, unseen)[:, None],
+            "mask_sink": specials.visible(attn_type, unseen, sink)[:, None],
+            "merge_matrix": specials.merging(),
+        }
+        for kind, tensor in actual.items():
+            if case.has(name := f"{attn_type}_expected_{kind}"):
+                outcome.compare(name, tensor)
 
 
 def _load(case: Case) -> CCM:
@@ -70,7 +94,7 @@ def _recursion(case: Case, outcome: Outcome, compressor: CCM) -> None:
         if case.has(name := "expected_generated_ids"):
             generated.append(_greedy(case, compressor, query, memories, name))
         if case.has("expected_logits"):
-            _one_pass_logits(case, outcome, compressor, row, [*segments, torch.cat([query, target])])
+            _session_logits(case, outcome, compressor, row, [*segments, torch.cat([query, target])])
     if generated:
         outcome.compare_ids("expected_generated_ids", generated)
     if case.has("expected_loglikelihood_sum"):
@@ -99,6 +123,23 @@ def _memories(case: Case, outcome: Outcome, compressor: CCM, segments: list[Tens
     return memories
 
 
+def _one_pass(case: Case, outcome: Outcome, compressor: CCM) -> None:
+    """Compare the logits of rows that hold their special tokens, and the loss and gradients of one pass."""
+    ids, live = case.tensors["input_ids"], case.tensors["attention_mask"].bool()
+    specials = Specials.of(ids, compressor.backbone.vocabulary, compressor.num_comp_tokens)
+    if case.has("expected_position_ids"):
+        outcome.compare("expected_position_ids", specials.positions(live))
+    compressor.zero_grad()
+    logits = compressor.backbone.head(one_pass(compressor, ids, live, unseen=ids == case.settings["pad_token_id"]))
+    outcome.compare("expected_logits", logits.detach(), live)
+    if case.has("expected_loss"):
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), case.tensors["labels"][:, 1:].flatten())
+        outcome.compare("expected_loss", loss.detach()[None])
+        if loss.requires_grad:
+            loss.backward()
+            _gradients(case, outcome, compressor)
+
+
 def _compare_memory(case: Case, outcome: Outcome, compressor: CCM, memory: KVMemory, name: str) -> None:
     """Compare keys where they stand, and values; ``name`` has a place for which of the two."""
     keys = rotate_keys(compressor.model, memory.keys, memory.positions)
@@ -114,8 +155,8 @@ def _greedy(case: Case, compressor: CCM, query: Tensor, memories: list[KVMemory]
     return [*ids, eos, *[pad] * width][:width]
 
 
-def _one_pass_logits(case: Case, outcome: Outcome, compressor: CCM, row: int, segments: list[Tensor]) -> None:
-    """Compare a row's text tokens, read by a session, with the authors' one pass."""
+def _session_logits(case: Case, outcome: Outcome, compressor: CCM, row: int, segments: list[Tensor]) -> None:
+    """Compare a row's text tokens, read by a session."""
     ids, live = case.tensors["input_ids"][row], case.tensors["attention_mask"][row]
     text = live.bool() & (ids < compressor.backbone.vocabulary)
     session = compressor.session(segment_tokens=WHOLE_TURNS)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import ctxdocs
 from ctxdocs.compressors.gist import GistCompressor, GistSession
+from ctxdocs.training.steps.gist import GistStep
 
 from .case import CALL, Case, Outcome, Unsupported
 
@@ -97,8 +98,7 @@ def _batch(case: Case, outcome: Outcome, compressor: GistCompressor, ids: Tensor
         return
     for parameter in compressor.own_parameters().values():
         parameter.requires_grad_(True)
-    skipped = 0 if compressor.interleaves and compressor.attention == "full-coverage" else compressor.window
-    loss = _loss(compressor(ids, last_window="plain"), ids, skipped)
+    loss = GistStep(compressor, GistStep.Options())({"input_ids": ids, "labels": ids})["loss"]
     outcome.compare("expected_train_loss", loss.detach()[None])
     loss.backward()
     for name, parameter in compressor.own_parameters().items():
@@ -106,6 +106,6 @@ def _batch(case: Case, outcome: Outcome, compressor: GistCompressor, ids: Tensor
             outcome.compare_relative(f"expected_train_grad.{name}", parameter.grad)
 
 
-def _loss(logits: Tensor, ids: Tensor, skipped: int = 0) -> Tensor:
-    """Mean over all tokens but the first ``skipped`` of how unlikely the next one was."""
-    return torch.nn.functional.cross_entropy(logits[:, skipped:-1].flatten(0, 1), ids[:, skipped + 1 :].flatten())
+def _loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean over all tokens of how unlikely the next one was."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -8,6 +8,7 @@ from torch import Tensor
 import ctxdocs
 from ctxdocs.compressors.rcc import RCC
 from ctxdocs.memory import Memory
+from ctxdocs.training.steps.rcc import RCCOptions, RCCStep
 
 from .case import Case, Outcome, Unsupported
 
@@ -63,16 +64,18 @@ def _greedy(case: Case, outcome: Outcome, compressor: RCC, prompts: Tensor, memo
 
 
 def _training_step(case: Case, outcome: Outcome, compressor: RCC) -> None:
-    """Loss and gradients of targets read behind a context of whole windows."""
+    """Run the training step on a context of whole windows; compare what it passes through, too."""
     compressor.requires_grad_(True)
-    context, targets = case.tensors["input_ids"].tensor_split([case.settings["rcc_encoder_length"]], dim=1)
-    states = compressor.encode(context)
-    logits = compressor(states, targets)
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), case.tensors["labels"][:, 1:].flatten())
+    context, span = case.tensors["input_ids"].tensor_split([case.settings["rcc_encoder_length"]], dim=1)
+    labels = case.tensors["labels"]
+    slots = labels.shape[1] - span.shape[1]
+    step = RCCStep(compressor, RCCOptions(target_tokens=span.shape[1], cue=[1, 2]))
+    loss = step({"context": context, "span": span, "labels": labels[:, slots:]})["loss"]
     loss.backward()
+    states = compressor.encode(context)
     outcome.compare("expected_memory", states)
-    outcome.compare("expected_logits", logits)
-    outcome.compare("expected_loss", loss[None])
+    outcome.compare("expected_logits", compressor(states, span))
+    outcome.compare("expected_loss", loss.detach()[None])
     weights = {
         "rcc_encoder2gpt_embed": compressor.embedding_projection.weight,
         "encoder_embed_in": compressor.encoder_backbone.embedding.weight,

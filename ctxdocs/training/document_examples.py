@@ -1,0 +1,142 @@
+"""Rows that are read behind memories of several documents; see :mod:`ctxdocs.training.steps.documents`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctxdocs.datasets.records import Question
+from ctxdocs.memory import Memory, SoftPrompt
+from ctxdocs.prompts import PromptFormat, encode_text
+from ctxdocs.training.data import TrainingData
+from ctxdocs.training.examples import Asking, Examples, cut, tokens_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ctxdocs.training.steps.base import Example
+    from ctxdocs.training.steps.documents import DocumentsOptions
+
+#: Text in front of the first source, between two, and behind the last, each int64 ``[tokens]``.
+Frames: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+
+_NOTHING = torch.empty(0, dtype=torch.long)
+
+
+class DocumentRows(Examples):
+    """Continuations and reconstructions of documents, and questions with their contexts.
+
+    An example holds ``own`` documents, ``near`` ones that may stand beside them, a ``spare`` one, the ``read`` text
+    whose last ``targets`` tokens count, and the frames that a library puts around sources.
+
+    Parameters
+    ----------
+    data : TrainingData
+        Documents and questions.
+    options : DocumentsOptions
+        Of the objective.
+    asking : Asking
+        The format of questions.
+    """
+
+    def __init__(self, data: TrainingData, options: DocumentsOptions, asking: Asking) -> None:
+        self.options, self.asking = options, asking
+        self.kinds = [kind for kind in ("continuation", "reconstruction") if getattr(options.weights, kind) > 0]
+        self.documents = data.documents
+        shortest = min(options.document_tokens) // 2
+        self.kept = np.flatnonzero(data.documents.lengths >= shortest) if self.kinds else np.empty(0, np.int64)
+        usable = [question for question in data.questions if question.contexts and question.answers]
+        self.questions = usable if options.weights.answers > 0 else []
+        self.lengths = np.zeros(len(self.kept) + len(self.questions), dtype=np.int64)
+        plain = frames_of(PromptFormat(**{**asking.prompt_format.to_dict(), "template": "{sources}{question}"}), asking)
+        self._memory_frames, self._text_frames = plain
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        """Build a row from a document or a question."""
+        asks = index >= len(self.kept)
+        if len(self.kept) and self.questions:
+            asks = bool(rng.random() < self.options.questions)
+            index = int(rng.integers(len(self.questions))) if asks else index % len(self.kept)
+        elif asks:
+            index -= len(self.kept)
+        built = self._question(self.questions[index], rng) if asks else self._document(int(self.kept[index]), rng)
+        return {"near": [], "hidden": False, **built, "spare": [self._spare(rng)], "seed": int(rng.integers(2**31))}
+
+    def _document(self, index: int, rng: np.random.Generator) -> Example:
+        options = self.options
+        document = tokens_of(self.documents[index])
+        wanted, read = int(rng.choice(options.document_tokens)), options.read_tokens
+        window = min(len(document), wanted + read)
+        start = int(rng.integers(len(document) - window + 1))
+        stretch = document[start : start + window]
+        frames = {"memory_frames": self._memory_frames, "text_frames": self._text_frames}
+        kind = self.kinds[int(rng.integers(len(self.kinds)))]
+        if kind == "continuation":
+            kept = wanted if window == wanted + read else window - max(2, min(read, window // 4))
+            behind = stretch[kept:]
+            return {"own": [stretch[:kept]], "kind": kind, "read": behind, "targets": len(behind) - 1, **frames}
+        own = stretch[:wanted]
+        cue = min(int(rng.integers(options.cue[0], options.cue[1] + 1)), len(own) // 2)
+        at = int(rng.integers(max(1, len(own) - read + 1)))
+        again = own[at : at + read]
+        return {"own": [own], "kind": kind, "read": again, "targets": len(again) - cue, **frames}
+
+    def _question(self, question: Question, rng: np.random.Generator) -> Example:
+        options = self.options
+        longest = max(options.document_tokens)
+        relevant = question.relevant or tuple(range(len(question.contexts)))
+        own = [self._context(question.contexts[index], question.answers, longest) for index in relevant]
+        near = [
+            self._context(text, (), longest) for index, text in enumerate(question.contexts) if index not in relevant
+        ]
+        hidden = bool(rng.random() < options.unanswerable)
+        said = options.no_answer if hidden else question.answers[0]
+        answer = self.asking.answer(said)[-options.read_tokens :]
+        memory_frames, text_frames = frames_of(self.asking.prompt_format, self.asking, question.question)
+        return {
+            "own": own,
+            "near": near,
+            "hidden": hidden,
+            "kind": "answers",
+            "read": answer,
+            "targets": len(answer),
+            "memory_frames": memory_frames,
+            "text_frames": text_frames,
+        }
+
+    def _context(self, text: str, answers: Sequence[str], longest: int) -> Tensor:
+        """Tokenise a context; one that is too long is cut around the answer."""
+        found = next((place for answer in answers if (place := text.find(answer)) >= 0), 0)
+        return cut(encode_text(self.asking.tokenizer, text), found / max(1, len(text)), longest)
+
+    def _spare(self, rng: np.random.Generator) -> Tensor:
+        wanted = int(rng.choice(self.options.document_tokens))
+        if len(self.kept):
+            document = tokens_of(self.documents[int(rng.choice(self.kept))])
+            start = int(rng.integers(max(1, len(document) - wanted + 1)))
+            return document[start : start + wanted]
+        question = self.questions[int(rng.integers(len(self.questions)))]
+        return self._context(question.contexts[0], (), wanted)
+
+
+def frames_of(prompt_format: PromptFormat, asking: Asking, question: str = "") -> tuple[Frames, Frames]:
+    """Return what stands around memories, and around texts, in the prompt that asks a question."""
+    as_text = PromptFormat(**{**prompt_format.to_dict(), "memory": prompt_format.text})
+    return _frames(prompt_format, asking.tokenizer, question), _frames(as_text, asking.tokenizer, question)
+
+
+def _frames(prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, question: str) -> Frames:
+    """Build a prompt around two places, and take it apart there."""
+    place = SoftPrompt(vectors=torch.empty(0, 1), span=0, source_tokens=0, fingerprint="")
+    frames = [_NOTHING, _NOTHING, _NOTHING]
+    seen = 0
+    for part in prompt_format.build(question, [place, place], tokenizer):
+        if isinstance(part, Memory):
+            seen += 1
+        else:
+            frames[seen] = part
+    return frames[0], frames[1], frames[2]
