@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ctxdocs import CheckpointError, InputError, KVMemory, load_compressor
+from ctxdocs.compressors.gist import ATTENTION
 from ctxdocs.compressors.gist_ratios import RatioChoice
 
 from .conftest import tiny_gist, tiny_model
+from .gist_by_the_book import ByTheBook
 
 GOLDEN = Path(__file__).parent / "golden"
 IDS = torch.arange(20, 90)
@@ -377,3 +380,44 @@ def test_compressing_never_copies_the_model(monkeypatch):
     session.feed(IDS[:20])
     session.memory()
     session.generate_ids(3, eos_token_ids=())
+
+
+def drawn_settings(random):
+    """Settings and calls of a gist session, drawn among all that are allowed."""
+    window, pick = random.choice([8, 12, 16]), random.choice
+    method = pick(["beacon", "ultragist"])
+    settings = {"window": window, "sink_size": pick([0, 0, 1, 2, 3]), "attend_prev": pick([True, False])}
+    settings["placement"] = pick(["interleave", "append"]) if method == "beacon" else "append"
+    interleaves = settings["placement"] == "interleave"
+    settings["attention"] = "full-coverage" if interleaves else pick(ATTENTION)
+    stride = pick([window, window, window // 2]) if method == "ultragist" else window
+    settings["stride"] = stride
+    if pick([True, False]):
+        settings["ratio"] = random.randint(0, stride)
+    else:
+        mix = pick(["sequence", "step-random", "instance-random", "adapt-7"])
+        settings |= {"ratio": pick([(2, 4), (0, 2, 4), (0, 4), (1, 2)]), "ratio_mix": mix}
+    settings["projections"] = pick([("q", "k", "v"), ("k", "v"), ("q", "k", "v", "o", "mlp")])
+    calls = [
+        (pick([1, 2, 3, 5, window - 1, window, window + 1, 2 * window + 3]), {}) for _ in range(random.randint(1, 5))
+    ]
+    if interleaves and not settings["sink_size"] and pick([True, False]):
+        first = pick([1, 3, 5])
+        skipped = {"skip_first": first, "skip_last": pick([None, first + window])}
+        calls[0] = (first + pick([window + 1, 2 * window + 3]), skipped)
+    return method, settings, calls
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_sessions_equal_the_rules_followed_step_by_step(seed):
+    method, settings, calls = drawn_settings(Random(seed))
+    model = tiny_model(max_position_embeddings=[512, 40][seed % 2], num_key_value_heads=[4, 2][seed // 2 % 2])
+    gist = tiny_gist(method, model=model, **settings)
+    session, book = gist.session(), ByTheBook(gist)
+    session._check_room = lambda tokens: None  # the rules go on beyond the model's positions
+    draw = torch.Generator().manual_seed(seed)
+    for tokens, skipped in calls:
+        ids = torch.randint(2, 400, (tokens,), generator=draw)
+        close(session.feed(ids, **skipped), book.call(ids.tolist(), **skipped))
+        for part in ("sink", "gist", "raw"):
+            close(getattr(session.windows, part)[:, :, 0], torch.stack(getattr(book, part), dim=1))

@@ -198,4 +198,4 @@ def _hooks(attention: Any, recorded: Recorded, kept: Callable[[Tensor], Tensor])
 
 def _heads(output: Tensor, size: int) -> Tensor:
     """Turn ``[batch, tokens, ...]`` into ``[batch, heads, tokens, size]``."""
-    return output.reshape(*output.shape[:2], -1, size).transpose(1, 2)
+    return output.flatten(2).unflatten(2, (-1, size)).transpose(1, 2)  # of no tokens, reshape could not tell the heads
