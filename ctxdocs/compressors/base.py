@@ -24,6 +24,7 @@ from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.modeling.lora import Adapter
+from ctxdocs.modeling.probe import check_stages
 from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Compressor(nn.Module, abc.ABC):
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format or PromptFormat()
         self.backbone = Backbone(model)
+        check_stages(self.backbone)
         #: What ``load_compressor`` found it by; None for one built in Python.
         self.name_or_path: str | None = None
         #: Where an adapter's base lies, as ``load_compressor`` needs to be told again: ``base_model``, ``finetune``.
@@ -360,7 +362,10 @@ class Compressor(nn.Module, abc.ABC):
 
     def room(self, state: ReadState) -> list[int]:
         """Return how many more tokens each prompt's positions leave room for."""
-        return (self.backbone.max_positions - state.next_position).tolist()
+        used = state.next_position
+        if self.backbone.slides:
+            used = used.clamp(min=state.cache.get_seq_length())
+        return (self.backbone.max_positions - used).tolist()
 
     def check_memory(self, memory: Memory) -> None:
         """Raise ``FingerprintMismatch`` unless this compressor made the memory."""

@@ -34,6 +34,7 @@ from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change, changed_rows
 from ctxdocs.modeling.kv import KeysValues, recorded_keys_values
 from ctxdocs.modeling.lora import Adapter, Lora
+from ctxdocs.modeling.probe import check_keys
 from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class CCM(Compressor):
             nn.ModuleDict({name: Lora(layer[name], lora_rank, lora_alpha / lora_rank) for name in _PROJECTIONS})
             for layer in self._projections()
         )
+        check_keys(self.backbone)
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:

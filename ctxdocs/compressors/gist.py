@@ -35,6 +35,7 @@ from ctxdocs.compressors.sessions import Session
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.conditional import Change
+from ctxdocs.modeling.probe import check_keys
 from ctxdocs.prompts import PromptFormat
 
 if TYPE_CHECKING:
@@ -142,9 +143,8 @@ class GistCompressor(Compressor):
             self.embed_gist.weight.copy_(self.backbone.embedding.weight[token or 0])
 
     def _check_settings(self) -> None:
+        check_keys(self.backbone)
         model = type(self.model).__name__
-        if getattr(self.model.base_model, "rotary_emb", None) is None:
-            raise InputError(f"{model} has no rotary embedding, which gist tokens are placed by")
         names = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
         if missing := [name for name in ("q_proj", "k_proj", "v_proj", "o_proj") if name not in names]:
             raise InputError(f"{model} has no {', '.join(missing)}, which gist tokens replace")

@@ -13,6 +13,7 @@ from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory, SoftPrompt
 from ctxdocs.modeling.kv import fill_cache
 from ctxdocs.modeling.layers import AddedStates
+from ctxdocs.modeling.probe import check_keys
 from ctxdocs.modeling.rotary import rotate_keys
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Layout:
         Raises
         ------
         InputError
-            If memories of its kind are read in a way of their method's own.
+            If memories of its kind are read in a way of their method's own, or the model's keys cannot be placed.
         """
         if isinstance(memory, SoftPrompt):
             vectors = memory.vectors.to(device=self.backbone.device, dtype=self.backbone.dtype)
@@ -93,6 +94,7 @@ class Layout:
             first = torch.arange(self.offset, self.offset + memory.slots)
             self._run(vectors, first if memory.span else torch.full_like(first, -1), is_text=False)
         elif isinstance(memory, KVMemory):
+            check_keys(self.backbone)
             here = memory.to(self.backbone.device, self.backbone.dtype)
             keys = rotate_keys(self.backbone.model, here.keys, self.offset + here.positions)
             self._cached.append((keys, here.values, self._tokens))
@@ -129,7 +131,7 @@ class Layout:
         if self.offset > limit:
             raise ContextTooLong(
                 f"the prompt and its memories take {self.offset} positions, "
-                f"{self.offset - limit} more than the model's {limit}",
+                f"{self.offset - limit} more than {self.backbone.limit}",
                 "read fewer memories or shorten the prompt",
             )
         device = self.backbone.device

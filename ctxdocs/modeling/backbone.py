@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ctxdocs.errors import InputError
 from ctxdocs.modeling.attention import causal_attention
 from ctxdocs.modeling.layers import AddedStates, added_to_layers
 
@@ -34,6 +36,8 @@ class Backbone:
         # transformers 5.24 renamed the argument, model by model.
         parameters = inspect.signature(model.base_model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        #: Whether ``ctxdocs.modeling.probe.check_keys`` has passed.
+        self.keys_checked = False
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -67,8 +71,33 @@ class Backbone:
 
     @property
     def max_positions(self) -> int:
-        """Positions the model was built for."""
-        return self.model.config.max_position_embeddings
+        """Positions at which everything that is read is seen, at the angles it was read with.
+
+        Those the model was built for, or fewer: layers that slide see no further than their window, and LongRoPE
+        changes all angles beyond the length of pretraining.
+        """
+        config = self.model.config
+        scaling = getattr(config, "rope_parameters", None) or {}
+        limits = [config.max_position_embeddings, *self._windows]
+        if scaling.get("rope_type") == "longrope":
+            limits.append(scaling["original_max_position_embeddings"])
+        return min(limits)
+
+    @property
+    def limit(self) -> str:
+        """:attr:`max_positions` as part of a message: "the model's 2048"."""
+        positions = self.max_positions
+        return f"the {positions} of its sliding window" if positions in self._windows else f"the model's {positions}"
+
+    @property
+    def slides(self) -> bool:
+        """Whether layers see no further than a window, so that padding between keys pushes others out of it."""
+        return bool(self._windows)
+
+    @property
+    def keeps_keys_only(self) -> bool:
+        """Whether every layer keeps keys and values, and none of them a running state."""
+        return not any(hasattr(layer, "update_recurrent_state") for layer in self._cache_layers)
 
     @property
     def counts_slots(self) -> bool:
@@ -112,7 +141,14 @@ class Backbone:
         -------
         torch.Tensor
             ``[batch, tokens, width]``, after the final norm (and OPT's ``project_out``).
+
+        Raises
+        ------
+        InputError
+            If cached keys would fall out of the sliding window of a layer.
         """
+        if cache is not None and self.slides:
+            self._check_window(cache.get_seq_length() + inputs_embeds.shape[1])
         cached: dict[str, Any] = {self._cache_argument: cache}
         slots = 0 if cache is None else cache.get_seq_length()
         attending, mask = causal_attention(self.model, inputs_embeds.shape[1], slots, mask)
@@ -128,5 +164,33 @@ class Backbone:
         return output.last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Project states ``[..., width]`` onto the vocabulary: logits ``[..., vocabulary]``."""
-        return self.model.get_output_embeddings()(hidden)
+        """Project states ``[..., width]`` onto the vocabulary: logits ``[..., vocabulary]``, scaled as by the model."""
+        logits = self.model.get_output_embeddings()(hidden)
+        config = self.model.config
+        if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * factor
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+            logits = (logits / cap).tanh() * cap
+        return logits
+
+    def _check_window(self, places: int) -> None:
+        if places > (window := min(self._windows)):
+            raise InputError(
+                f"slots and tokens (of a batch: padded to one length) take {places} places, {places - window} more "
+                f"than the {window} of the model's sliding window",
+                "read fewer of them, or prompts one by one",
+            )
+
+    @cached_property
+    def _windows(self) -> set[int]:
+        """Lengths of the windows that layers slide over what they read."""
+        return {layer.sliding_window for layer in self._cache_layers if getattr(layer, "is_sliding", False)}
+
+    @cached_property
+    def _cache_layers(self) -> list[Any]:
+        """What transformers caches for every layer."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config).layers

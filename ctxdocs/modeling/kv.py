@@ -27,6 +27,10 @@ class Recorded:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
+    def of_layer(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return one layer's keys and values, ``[batch, kv_heads, tokens, head_dim]``; None where it has none."""
+        return self._keys.get(layer), self._values.get(layer)
+
     @property
     def keys(self) -> Tensor:
         """``[layers, batch, kv_heads, tokens, head_dim]``."""
@@ -153,7 +157,7 @@ def _hooks(attention: Any, recorded: Recorded, kept: Callable[[Tensor], Tensor])
 
         return hook
 
-    if hasattr(attention, "query_key_value"):
+    if hasattr(attention, "query_key_value") and hasattr(attention, "head_size"):
         size = attention.head_size
 
         def third(index: int) -> Callable[[Tensor], Tensor]:
@@ -161,7 +165,7 @@ def _hooks(attention: Any, recorded: Recorded, kept: Callable[[Tensor], Tensor])
 
         parts = [(attention.query_key_value, recorded._keys, third(1))]
         parts += [(attention.query_key_value, recorded._values, third(2))]
-    elif hasattr(attention, "qkv_proj"):
+    elif hasattr(attention, "qkv_proj") and hasattr(attention, "num_key_value_heads"):
         size = attention.head_dim
         width = attention.num_key_value_heads * size
         parts = [
