@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ctxdocs import generation
 from ctxdocs.compressors import identity, saving
-from ctxdocs.compressors.reading import Layout, ModelInput, ReadState, batch_input
+from ctxdocs.compressors.passes import ReadState, batch_input, first_pass, next_pass
+from ctxdocs.compressors.reading import Layout, ModelInput
 from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
@@ -255,8 +256,9 @@ class Compressor(nn.Module, abc.ABC):
         """
         row = self.model_input([*memories, as_ids(prompt_ids)])
         batch = batch_input(self.model, [row])
-        cache = batch.cache if row.slots else None
-        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache, added=batch.added)
+        if not (row.slots or row.by_head):
+            batch.cache = None  # nothing is in it, and nothing follows
+        hidden = first_pass(self.backbone, batch)
         return self.backbone.head(hidden[0, row.is_text])
 
     def generate_ids(
@@ -345,18 +347,16 @@ class Compressor(nn.Module, abc.ABC):
         """
         rows = [self.model_input(prompt) for prompt in prompts]
         batch = batch_input(self.model, rows)
-        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=batch.cache, added=batch.added)
+        hidden = first_pass(self.backbone, batch)
         last = hidden[torch.arange(len(rows), device=hidden.device), batch.lengths - 1]
         following = torch.tensor([row.next_position for row in rows], device=hidden.device)
-        return self.backbone.head(last), ReadState(batch.cache, batch.live, following)
+        return self.backbone.head(last), ReadState(batch.cache, batch.live, following, batch.masks)
 
     def step(self, ids: Tensor, state: ReadState) -> Tensor:
         """Read one more token per prompt (``[batch]``, int64), extending ``state``; return ``[batch, vocabulary]``."""
-        if state.live is not None:
-            state.live = torch.cat([state.live, state.live.new_ones(len(ids), 1)], dim=1)
         # A row without room has ended; it is carried along at the last position, and nobody looks at it.
         positions = state.next_position.clamp(max=self.backbone.max_positions - 1)[:, None]
-        hidden = self.backbone.run(self.backbone.embed(ids[:, None]), positions, mask=state.live, cache=state.cache)
+        hidden = next_pass(self.backbone, self.backbone.embed(ids[:, None]), positions, state)
         state.next_position = state.next_position + 1
         return self.backbone.head(hidden[:, -1])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctxdocs.errors import InputError
 
@@ -26,12 +26,14 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     keys : torch.Tensor
         ``[..., slots, head_dim]``, before the rotary embedding.
     positions : torch.Tensor
-        ``[slots]``, int64; or ``[batch, slots]`` for keys ``[..., batch, heads, slots, head_dim]``.
+        ``[slots]``, int64; or ``[batch, slots]`` for keys ``[..., batch, heads, slots, head_dim]``; or one for every
+        key, ``[..., slots]``, in more dimensions than two.
 
     Returns
     -------
     torch.Tensor
-        Like ``keys``; angles and products are computed in float32.
+        Like ``keys``, bit for bit what the model itself would have put there: angles are computed in float32, products
+        in the dtype in which the model computes them.
 
     Raises
     ------
@@ -41,12 +43,20 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     rotary = getattr(model.base_model, "rotary_emb", None)
     if rotary is None:
         raise InputError(f"{type(model).__name__} has no rotary embedding to place keys with")
-    probe = torch.empty(1, dtype=torch.float32, device=keys.device)
-    by_row = positions.dim() == 2
-    cos, sin = rotary(probe, (positions if by_row else positions[None]).to(keys.device))
-    # Angles are the same for all heads.
-    cos, sin = (angles[:, None] if by_row else angles[0] for angles in (cos, sin))
-    turning, fixed = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]
+    if not keys.numel():
+        return keys
+    cos, sin = _angles(rotary, keys, positions)
+    if positions.dim() == 2:  # the same for all heads
+        cos, sin = cos[:, None], sin[:, None]
+    turning, fixed = keys[..., : cos.shape[-1]], keys[..., cos.shape[-1] :]
     first, second = turning.chunk(2, dim=-1)
     turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([turned.to(keys.dtype), fixed], dim=-1)
+
+
+def _angles(rotary: nn.Module, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines ``[*positions, turning]``, as the module gives them to keys of this dtype."""
+    probe = torch.empty(1, dtype=keys.dtype, device=keys.device)
+    angles = rotary(probe, positions.to(keys.device).reshape(1, -1))
+    cos, sin = (each[0].unflatten(0, positions.shape) for each in angles)
+    return cos, sin
