@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ctxdocs import generation
 from ctxdocs.compressors import identity, saving
-from ctxdocs.compressors.passes import ReadState, batch_input, first_pass, next_pass
+from ctxdocs.compressors.passes import ReadState, batch_input, first_pass, next_pass, only_pass
 from ctxdocs.compressors.reading import Layout, ModelInput
 from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
@@ -255,11 +255,7 @@ class Compressor(nn.Module, abc.ABC):
             ``[len(prompt_ids), vocabulary]``.
         """
         row = self.model_input([*memories, as_ids(prompt_ids)])
-        batch = batch_input(self.model, [row])
-        if not (row.slots or row.by_head):
-            batch.cache = None  # nothing is in it, and nothing follows
-        hidden = first_pass(self.backbone, batch)
-        return self.backbone.head(hidden[0, row.is_text])
+        return self.backbone.head(only_pass(self.backbone, [row])[0, row.is_text])
 
     def generate_ids(
         self,

@@ -124,6 +124,14 @@ def _all_by_head(rows: Sequence[ModelInput]) -> list[HeadSlots]:
     return slots
 
 
+def only_pass(backbone: Backbone, rows: Sequence[ModelInput]) -> Tensor:
+    """Read prompts that nothing follows; return states ``[batch, tokens, width]``, padded on the right."""
+    batch = batch_input(backbone.model, rows)
+    if not any(row.slots or row.by_head for row in rows):
+        batch.cache = None
+    return first_pass(backbone, batch)
+
+
 def first_pass(backbone: Backbone, batch: BatchInput) -> Tensor:
     """Read a batch of prompts, filling its cache; return states ``[batch, tokens, width]``."""
     options: dict[str, Any] = {"cache": batch.cache, "added": batch.added}
