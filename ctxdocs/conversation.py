@@ -19,7 +19,7 @@ from ctxdocs import generation
 from ctxdocs.answers import Answer
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.errors import CheckpointError, InputError
-from ctxdocs.prompts import Piece, assemble, encode_pieces, with_bos
+from ctxdocs.prompts import Piece, assemble, begins_with, begun, encode_pieces
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
@@ -131,7 +131,7 @@ class Conversation:
         hits = library.search(question, self.k)
         history = self.memory()
         prompt = assemble(self._pieces(question, library.memories(hits)), tokenizer)
-        prompt = [history, *prompt] if history else self._begun(prompt)
+        prompt = self._begun([history, *prompt] if history else prompt)
         pieces = generation.stream(self.compressor, prompt, self.options)
         answer = Answer(sources=hits)
         try:
@@ -165,11 +165,18 @@ class Conversation:
         ]
 
     def _encoded(self, question: str, rest: Sequence[Piece]) -> Tensor:
-        """Return the ids of a turn's text."""
+        """Return the ids of a turn's text, as the session is fed them."""
         pieces: list[Any] = [*self._pieces(question, []), *rest]
-        prompt: Prompt = [encode_pieces(self.compressor.tokenizer, pieces)]  # type: ignore[arg-type]
-        return torch.cat(prompt if self.session.tokens_seen else self._begun(prompt))  # type: ignore[arg-type]
+        ids = encode_pieces(self.compressor.tokenizer, pieces)  # type: ignore[arg-type]
+        if self.session.tokens_seen:
+            return ids
+        prefix = self.compressor.prefix_ids
+        if prefix is None:
+            return torch.cat(self._begun([ids]))  # type: ignore[arg-type]
+        # The session begins with the prefix by itself.
+        return ids[len(prefix) :] if begins_with(ids, prefix) else ids
 
     def _begun(self, prompt: Prompt) -> Prompt:
-        """Put what a text begins with in front of the first turn."""
-        return with_bos(prompt, self.compressor.tokenizer) if self.format.adds_bos else prompt  # type: ignore[arg-type]
+        """Put in front of a prompt what it begins with, if that is not there."""
+        prefix, tokenizer = self.compressor.prefix_ids, self.compressor.tokenizer
+        return begun(prompt, tokenizer, prefix) if self.format.adds_bos or prefix is not None else prompt  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "ultragist": "ctxdocs.compressors.gist:UltraGist",
     "rcc": "ctxdocs.compressors.rcc:RCC",
     "ccm": "ctxdocs.compressors.ccm:CCM",
+    "kv": "ctxdocs.compressors.kv:KVCompressor",
 }
 
 

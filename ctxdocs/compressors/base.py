@@ -26,7 +26,7 @@ from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.modeling.lora import Adapter
 from ctxdocs.modeling.probe import check_stages
-from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text
+from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, encode_parts, encode_text, with_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +51,9 @@ class Compressor(nn.Module, abc.ABC):
     """
 
     method: ClassVar[str]
+    #: What texts are read behind wherever prompts are made from text: ``[tokens]``, int64, maybe none. None where the
+    #: method has no prefix of its own; then text begins as the tokenizer has it, and memories with themselves.
+    prefix_ids: Tensor | None = None
 
     def __init__(
         self,
@@ -69,6 +72,8 @@ class Compressor(nn.Module, abc.ABC):
         self.name_or_path: str | None = None
         #: Where an adapter's base lies, as ``load_compressor`` needs to be told again: ``base_model``, ``finetune``.
         self.base_places: dict[str, str] = {}
+        #: Whether nobody named the method, and nothing about the model did either.
+        self.chosen_by_default = False
         self._fingerprint: str | None = None
 
     # What a method says.
@@ -293,7 +298,10 @@ class Compressor(nn.Module, abc.ABC):
         max_new_tokens: int = 64,
         **options: Any,
     ) -> str:
-        """Continue a text prompt (or a list of parts: text, ids, memories) read behind memories; return new text."""
+        """Continue a text prompt (or a list of parts: text, ids, memories) read behind memories; return new text.
+
+        Behind the prefix, where the method has one.
+        """
         chosen = generation.GenerationOptions(max_new_tokens=max_new_tokens, **options)
         return generation.generate(self, [self._prompt(prompt, memories)], chosen)[0].text
 
@@ -434,7 +442,8 @@ class Compressor(nn.Module, abc.ABC):
     def _prompt(self, prompt: str | Sequence[PartLike], memories: Sequence[Memory]) -> Prompt:
         self._tokenizer()
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
-        return encode_parts([*memories, *parts], self.tokenizer)
+        made = encode_parts([*memories, *parts], self.tokenizer)
+        return made if self.prefix_ids is None else with_prefix(made, self.prefix_ids)
 
 
 def default_batch_tokens(device: torch.device) -> int:

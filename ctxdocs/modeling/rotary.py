@@ -48,10 +48,7 @@ def rotate_keys(model: PreTrainedModel, keys: Tensor, positions: Tensor) -> Tens
     cos, sin = _angles(rotary, keys, positions)
     if positions.dim() == 2:  # the same for all heads
         cos, sin = cos[:, None], sin[:, None]
-    turning, fixed = keys[..., : cos.shape[-1]], keys[..., cos.shape[-1] :]
-    first, second = turning.chunk(2, dim=-1)
-    turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
-    return torch.cat([turned.to(keys.dtype), fixed], dim=-1)
+    return _turned(keys, cos, sin)
 
 
 def _angles(rotary: nn.Module, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,3 +57,21 @@ def _angles(rotary: nn.Module, keys: Tensor, positions: Tensor) -> tuple[Tensor,
     angles = rotary(probe, positions.to(keys.device).reshape(1, -1))
     cos, sin = (each[0].unflatten(0, positions.shape) for each in angles)
     return cos, sin
+
+
+def mean_rotation(model: PreTrainedModel, size: int, positions: Tensor) -> Tensor:
+    """Return the mean of the matrices that turn keys and queries to ``positions``, ``[size, size]``, float32.
+
+    It is linear as each of them is, but turns nothing: ``mean_rotation(...) @ vector`` is the mean of the vector at all
+    of the positions.
+    """
+    rows = torch.eye(size, device=model.device)  # each row a basis vector
+    cos, sin = (angles.mean(0) for angles in _angles(model.base_model.rotary_emb, rows, positions))
+    return _turned(rows, cos, sin).T
+
+
+def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turning, fixed = keys[..., : cos.shape[-1]], keys[..., cos.shape[-1] :]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned.to(keys.dtype), fixed], dim=-1)
