@@ -182,7 +182,9 @@ def _detect(config: Mapping[str, Any], adapter: Adapter | None, folder: Path) ->
 
 def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings the method does not have, by name."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
+    # What a method shares with others are settings of a class that its own derives from.
+    signatures = [inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base)]
+    parameters = [parameter for signature in signatures for parameter in signature.parameters.values()]
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - {"prompt_format"}
     if unknown := sorted(settings.keys() - known):
         raise InputError(f"{cls.method} has no setting {listed(unknown)}", f"it has: {', '.join(sorted(known))}")

@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "rcc": "ctxdocs.compressors.rcc:RCC",
     "ccm": "ctxdocs.compressors.ccm:CCM",
     "kv": "ctxdocs.compressors.kv:KVCompressor",
+    "kvzip": "ctxdocs.compressors.kvzip:KVzip",
 }
 
 
