@@ -32,9 +32,14 @@ def same_tensors(first, second):
 
 def joined(first, second):
     """One memory of the slots of two."""
-    axes = {"keys": 2, "values": 2}
+    if getattr(first, "lengths", None) is not None:
+        return KVMemory.join([first, second])
+    axes = {"keys": 2, "values": 2, "positions": -1}
     if isinstance(first, KVMemory):
         second = replace(second, positions=first.span + second.positions)
+        if first.positions.dim() != second.positions.dim():
+            shapes = {memory: memory.keys.shape[:3] for memory in (first, second)}
+            first, second = (replace(m, positions=m.positions.expand(shape)) for m, shape in shapes.items())
     others = second.tensors()
     tensors = {
         name: torch.cat([tensor, others[name]], dim=axes.get(name, 0)) for name, tensor in first.tensors().items()

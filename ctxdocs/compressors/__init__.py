@@ -19,6 +19,9 @@ METHODS: dict[str, str] = {
     "ccm": "ctxdocs.compressors.ccm:CCM",
     "kv": "ctxdocs.compressors.kv:KVCompressor",
     "kvzip": "ctxdocs.compressors.kvzip:KVzip",
+    "expected_attention": "ctxdocs.compressors.expected_attention:ExpectedAttention",
+    "snapkv": "ctxdocs.compressors.snapkv:SnapKV",
+    "streaming": "ctxdocs.compressors.streaming:Streaming",
 }
 
 
