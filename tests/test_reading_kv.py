@@ -47,7 +47,7 @@ MODELS = {
     "phi3": ("Phi3Config", GQA),
     "phi3-partial": ("Phi3Config", {**GQA, "rope_parameters": HALF}),
     "gpt-neox": ("GPTNeoXConfig", {}),
-    "gemma2-sliding": ("Gemma2Config", {**GQA, "head_dim": 16, "sliding_window": 64}),
+    "gemma2-sliding": ("Gemma2Config", {**GQA, "head_dim": 16, "sliding_window": 256}),
 }
 
 

@@ -51,6 +51,8 @@ class Compressor(nn.Module, abc.ABC):
     """
 
     method: ClassVar[str]
+    #: Whether the method has parameters of its own, which training finds.
+    is_trained: ClassVar[bool] = True
     #: What texts are read behind wherever prompts are made from text: ``[tokens]``, int64, maybe none. None where the
     #: method has no prefix of its own; then text begins as the tokenizer has it, and memories with themselves.
     prefix_ids: Tensor | None = None

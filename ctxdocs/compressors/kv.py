@@ -86,6 +86,7 @@ class KVCompressor(Compressor):
     """
 
     method = "kv"
+    is_trained = False
     #: Whether the method reads something behind a document before it is done with it.
     reads_on: ClassVar[bool] = False
 
