@@ -208,12 +208,12 @@ class KVCompressor(Compressor):
         following = torch.tensor([row.next_position for row in rows], device=self.backbone.device)
         return Reading(documents, recorded.keys, recorded.values, 0 if memories else len(prefix), batch, following)
 
-    def check_room(self, positions: int, what: str = "a document behind its prefix") -> None:
+    def check_room(self, positions: int, what: str = "a document behind its prefix takes") -> None:
         """Raise ``ContextTooLong`` unless the model has so many positions."""
         limit = self.backbone.max_positions
         if positions > limit:
             raise ContextTooLong(
-                f"{what} takes {positions} positions, {positions - limit} more than {self.backbone.limit}",
+                f"{what} {positions} positions, {positions - limit} more than {self.backbone.limit}",
                 "compress it in parts",
             )
 

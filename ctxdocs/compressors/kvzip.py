@@ -116,7 +116,7 @@ class KVzip(PruningCompressor):
         asked = [[self.request.for_piece(row, number) for row in pieces] for number in range(len(pieces[0]))]
         before = len(self.prefix_ids) + sum(memory.span for memory in memories)
         positions = [before + len(row) + len(each[i]) for each in asked for i, row in enumerate(documents)]
-        self.check_room(max(positions), "a document and its repetition")
+        self.check_room(max(positions), "a document and its repetition take")
         reading = self.read(documents, memories)
         scorer = _Scorer(self, reading)
         with torch.no_grad():  # which slots are best has no gradient
