@@ -214,7 +214,7 @@ def _no_method(folder: Path, why: str) -> CheckpointError:
 def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings the method does not have, by name."""
     # What a method shares with others are settings of a class that its own derives from.
-    signatures = [inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base)]
+    signatures = [inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base)]
     parameters = [parameter for signature in signatures for parameter in signature.parameters.values()]
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - {"prompt_format"}
     if unknown := sorted(settings.keys() - known):

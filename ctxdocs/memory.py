@@ -193,7 +193,8 @@ class KVMemory(Memory):
         if any(memory.lengths is not None for memory in memories):
             memories = [memory.by_head() for memory in memories]
             lengths = [memory.lengths for memory in memories if memory.lengths is not None]
-            order, axis = order_by_head(lengths), 0
+            order: Tensor | slice = order_by_head(lengths)
+            axis = 0
         else:
             lengths, order, axis = [], slice(None), 2
         starts = [0, *itertools.accumulate(memory.span for memory in memories)]

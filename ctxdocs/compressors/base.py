@@ -356,7 +356,7 @@ class Compressor(nn.Module, abc.ABC):
         hidden = first_pass(self.backbone, batch)
         last = hidden[torch.arange(len(rows), device=hidden.device), batch.lengths - 1]
         following = torch.tensor([row.next_position for row in rows], device=hidden.device)
-        return self.backbone.head(last), ReadState(batch.cache, batch.live, following, batch.masks)
+        return self.backbone.head(last), batch.state(following)
 
     def step(self, ids: Tensor, state: ReadState) -> Tensor:
         """Read one more token per prompt (``[batch]``, int64), extending ``state``; return ``[batch, vocabulary]``."""

@@ -93,7 +93,7 @@ class KVSession(Session):
             row = compressor.model_input([*prefix, *self.memories, ids])
             batch = batch_input(compressor.model, [row])
             hidden = first_pass(backbone, batch)
-            self._state = ReadState(batch.cache, batch.live, batch.positions[:, -1] + 1, batch.masks)
+            self._state = batch.state(batch.positions[:, -1] + 1)
         else:
             positions = self._state.next_position[:, None] + torch.arange(len(ids), device=backbone.device)
             hidden = next_pass(backbone, backbone.embed(ids[None]), positions, self._state)

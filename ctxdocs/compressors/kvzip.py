@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.compressors.kv import Reading
-from ctxdocs.compressors.passes import ReadState, next_pass
+from ctxdocs.compressors.passes import next_pass
 from ctxdocs.compressors.pruning import PruningCompressor
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.attention_layers import Attention, watched_attention
+from ctxdocs.modeling.kv import cached_keys, cut_back
 from ctxdocs.modeling.rotary import rotate_keys
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ class _Scorer:
     def __init__(self, compressor: KVzip, reading: Reading) -> None:
         self.compressor = compressor
         self.reading = reading
-        batch = reading.batch
-        self.state = ReadState(batch.cache, batch.live, reading.next_position, batch.masks)  # type: ignore[arg-type]
+        self.state = reading.batch.state(reading.next_position)
 
     def piece(self, number: int, asked: Sequence[Tensor]) -> list[Tensor]:
         """Return each document's scores of one piece, ``[layers, kv_heads, tokens]``; ``asked`` are the requests."""
@@ -162,15 +162,17 @@ class _Scorer:
         scores: list[list[Tensor]] = [[] for _ in asked]
 
         def watch(attention: Attention) -> None:
-            cached = self.state.cache.layers[attention.layer].keys
+            cached = cached_keys(self.state.cache, attention.layer)
             queries = rotate_keys(backbone.model, attention.queries, positions)
             for row, length in enumerate(lengths):
-                keys = self._keys(cached[row], row, number, tokens, length)  # type: ignore[index]
+                keys = self._keys(cached[row], row, number, tokens, length)
                 scores[row].append(_highest(attention, queries[row, :, :length], *keys))
 
         with watched_attention(backbone.model, watch):
             next_pass(backbone, backbone.embed(ids), positions, self.state)
-        self._cut_back(tokens)
+        cut_back(self.state.cache, tokens)
+        if self.state.live is not None:
+            self.state.live = self.state.live[:, :-tokens]
         return [torch.stack(layers) for layers in scores]
 
     def _keys(self, cached: Tensor, row: int, number: int, tokens: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,12 +188,6 @@ class _Scorer:
         last = min(first + self.compressor.piece_tokens, document + len(reading.documents[row]))
         prefix = len(self.compressor.prefix_ids)
         return cached[:, :prefix], cached[:, first:last], cached[:, end : end + length]
-
-    def _cut_back(self, tokens: int) -> None:
-        for layer in self.state.cache.layers:
-            layer.keys, layer.values = layer.keys[..., :-tokens, :], layer.values[..., :-tokens, :]  # type: ignore[index]
-        if self.state.live is not None:
-            self.state.live = self.state.live[:, :-tokens]
 
 
 def _highest(attention: Attention, queries: Tensor, prefix: Tensor, piece: Tensor, own: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,10 @@ class BatchInput:
     masks: HeadMasks | None
     added: AddedStates | None
 
+    def state(self, next_position: Tensor) -> ReadState:
+        """Return what later passes need, once the first one is over; ``next_position`` is ``[batch]``, int64."""
+        return ReadState(cast("Cache", self.cache), self.live, next_position, self.masks)
+
 
 def batch_input(model: PreTrainedModel, rows: Sequence[ModelInput]) -> BatchInput:
     """Pad prompts to a batch."""
@@ -95,10 +99,10 @@ def batch_input(model: PreTrainedModel, rows: Sequence[ModelInput]) -> BatchInpu
     positions = torch.stack([torch.cat([row.positions, longest[len(row.positions) :]]) for row in rows])
     lengths = torch.tensor([len(row.positions) for row in rows], device=device)
     live_tokens = torch.arange(tokens, device=device) < lengths[:, None]
-    common = {"embeds": embeds, "positions": positions, "lengths": lengths, "added": _added(rows)}
+    added = _added(rows)
     if any(row.by_head is not None for row in rows):
         cache, masks = padded(_all_by_head(rows), model.config.num_attention_heads)
-        return BatchInput(**common, cache=cache, mask=None, live=live_tokens, masks=masks)
+        return BatchInput(embeds, positions, lengths, cache, mask=None, live=live_tokens, masks=masks, added=added)
     slot_counts = torch.tensor([row.slots for row in rows], device=device)
     live_slots = torch.arange(slots, device=device) < slot_counts[:, None]
     uneven_slots = not bool(live_slots.all())
@@ -108,8 +112,9 @@ def batch_input(model: PreTrainedModel, rows: Sequence[ModelInput]) -> BatchInpu
     elif uneven_slots:
         mask = torch.cat([live_slots, torch.ones_like(live_tokens)], dim=1)
     live = torch.cat([live_slots, live_tokens], dim=1)
+    cache, padding = _cache(model, rows, slots), not bool(live.all())
     return BatchInput(
-        **common, cache=_cache(model, rows, slots), mask=mask, live=None if bool(live.all()) else live, masks=None
+        embeds, positions, lengths, cache, mask=mask, live=live if padding else None, masks=None, added=added
     )
 
 

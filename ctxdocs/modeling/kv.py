@@ -141,6 +141,19 @@ def fill_cache(keys: Tensor, values: Tensor) -> Cache:
     return cache
 
 
+def cached_keys(cache: Cache, layer: int) -> Tensor:
+    """Return the rotated keys that a layer has cached, ``[batch, kv_heads, slots, head_dim]``."""
+    layers: Any = cache.layers
+    return layers[layer].keys
+
+
+def cut_back(cache: Cache, tokens: int) -> None:
+    """Drop the last tokens from every layer of a cache."""
+    layers: Any = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[..., :-tokens, :], layer.values[..., :-tokens, :]
+
+
 def _at(places: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Return what takes the tokens at ``places`` from a layer's output ``[batch, tokens, ...]``."""
     if places is None:

@@ -5,7 +5,7 @@ Asking the model's module for angles brings linear, Llama-3 and YaRN scaling, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,8 @@ def mean_rotation(model: PreTrainedModel, size: int, positions: Tensor) -> Tenso
     of the positions.
     """
     rows = torch.eye(size, device=model.device)  # each row a basis vector
-    cos, sin = (angles.mean(0) for angles in _angles(model.base_model.rotary_emb, rows, positions))
+    rotary: Any = model.base_model.rotary_emb
+    cos, sin = (angles.mean(0) for angles in _angles(rotary, rows, positions))
     return _turned(rows, cos, sin).T
 
 
