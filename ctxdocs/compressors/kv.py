@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.compressors.base import Compressor
@@ -140,6 +140,10 @@ class KVCompressor(Compressor):
 
     # Compressing.
 
+    def tokens_at_once(self, tokens: int, **options: Any) -> int:
+        """Return how many tokens of a document run at once: all of them, behind the prefix."""
+        return len(self.prefix_ids) + tokens
+
     def compress_batch(self, documents: Sequence[Tensor]) -> list[Memory]:  # type: ignore[override]
         """Read documents padded on the right, without a mask, and keep all."""
         return self.compress_behind((), [document.cpu() for document in documents])
@@ -187,26 +191,41 @@ class KVCompressor(Compressor):
         ContextTooLong
             If the longest document does not fit the model's positions.
         """
-        from transformers import DynamicCache
-
         prefix = self.prefix_ids
         self.check_room(len(prefix) + sum(memory.span for memory in memories) + max(map(len, documents)))
         if memories:
-            prompts: list[Prompt] = [[prefix, *memories, document] for document in documents]
+            rows = [self.model_input([prefix, *memories, document]) for document in documents]
+            batch = batch_input(self.model, rows)
+            following = torch.tensor([row.next_position for row in rows], device=self.backbone.device)
         else:
-            prompts = [[torch.cat([prefix, document])] for document in documents]
-        rows = [self.model_input(prompt) for prompt in prompts]
-        batch = batch_input(self.model, rows)
-        if not memories:
-            # Nothing slides out of this one; within the model's positions nothing would have to.
-            batch.cache = DynamicCache() if self.reads_on else None
+            batch = self._texts([torch.cat([prefix, document]) for document in documents])
+            following = batch.lengths
         with ExitStack() as stack:
             recorded = stack.enter_context(recorded_keys_values(self.model))
             if watch is not None:
                 stack.enter_context(watched_attention(self.model, watch))
             first_pass(self.backbone, batch)
-        following = torch.tensor([row.next_position for row in rows], device=self.backbone.device)
         return Reading(documents, recorded.keys, recorded.values, 0 if memories else len(prefix), batch, following)
+
+    def _texts(self, texts: Sequence[Tensor]) -> BatchInput:
+        """Return texts (1-D ids) as a batch, padded on the right, with a cache if something is read behind them."""
+        from transformers import DynamicCache
+
+        lengths = torch.tensor([len(text) for text in texts], device=self.backbone.device)
+        embeds = self.backbone.embed(nn.utils.rnn.pad_sequence(list(texts), batch_first=True))
+        positions = torch.arange(embeds.shape[1], device=embeds.device).expand(len(texts), -1)
+        live = positions < lengths[:, None]
+        return BatchInput(
+            embeds=embeds,
+            positions=positions,
+            lengths=lengths,
+            # Nothing slides out of it; within the model's positions nothing would have to.
+            cache=DynamicCache() if self.reads_on else None,
+            mask=None,
+            live=None if bool(live.all()) else live,
+            masks=None,
+            added=None,
+        )
 
     def check_room(self, positions: int, what: str = "a document behind its prefix takes") -> None:
         """Raise ``ContextTooLong`` unless the model has so many positions."""
@@ -250,7 +269,7 @@ class KVCompressor(Compressor):
     def _read_prefix(self) -> KVMemory:
         slots = len(self.prefix_ids)
         ids = self.prefix_ids if slots else torch.zeros(1, dtype=torch.long)  # the shapes come from a token at least
-        batch = batch_input(self.model, [super().model_input([ids])])
+        batch = self._texts([ids])
         with recorded_keys_values(self.model) as recorded:
             first_pass(self.backbone, batch)
         return KVMemory(

@@ -105,6 +105,11 @@ class KVzip(PruningCompressor):
         """Those of all pruning methods, ``piece_tokens``, and a request that was given."""
         return {**super().run_settings, "piece_tokens": self.piece_tokens, "request": self._given_request}
 
+    def tokens_at_once(self, tokens: int, **options: Any) -> int:
+        """Return how many tokens of a document run at once: all of them, or a piece with the request for it."""
+        request = max(len(self.request.first), len(self.request.next) + QUOTED_TOKENS) + len(self.request.suffix)
+        return max(super().tokens_at_once(tokens), request + min(tokens, self.piece_tokens))
+
     def alike(self, tokens: int) -> int:
         """Documents of as many pieces are scored together."""
         return -(-tokens // self.piece_tokens)
