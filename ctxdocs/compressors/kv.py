@@ -248,10 +248,9 @@ class KVCompressor(Compressor):
     def prefix_memory(self) -> KVMemory:
         """Return the prefix as a memory, to be read in front of others; without a prefix it has no slots."""
         known, weights = self._prefix_memory, self.backbone.embedding.weight
-        if known is None or (known.keys.device, known.keys.dtype) != (weights.device, weights.dtype):
-            known = self._read_prefix()
-            # While the model is trained, the prefix is read anew each time.
-            self._prefix_memory = None if known.keys.requires_grad else known
+        is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
+        if known is None or is_trained or (known.keys.device, known.keys.dtype) != (weights.device, weights.dtype):
+            known = self._prefix_memory = self._read_prefix()
         return known
 
     def forget_fingerprint(self) -> None:

@@ -217,7 +217,7 @@ def _highest(attention: Attention, queries: Tensor, prefix: Tensor, piece: Tenso
     groups = queries.shape[0] // kv_heads
     queries = queries.reshape(kv_heads, groups, tokens, size)
     front = torch.cat([prefix, piece], dim=1)
-    best = torch.full(piece.shape[:2], -torch.inf, device=piece.device)
+    best = torch.zeros(piece.shape[:2], device=piece.device)
     rows = max(1, _AT_ONCE // (kv_heads * groups * (front.shape[1] + tokens)))
     for start in range(0, tokens, rows):
         stop = min(start + rows, tokens)
@@ -226,7 +226,6 @@ def _highest(attention: Attention, queries: Tensor, prefix: Tensor, piece: Tenso
         scores = scores.unflatten(1, (groups, stop - start))
         later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=keys.device).triu(1)
         scores[..., front.shape[1] + start :].masked_fill_(later, -torch.inf)
-        here = scores[..., prefix.shape[1] : front.shape[1]] - scores.logsumexp(-1, keepdim=True)
-        best = torch.maximum(best, here.amax((1, 2)))
-    # The exponential grows with its argument, so that it can be taken last.
-    return best.exp()
+        paid = scores.softmax(-1)[..., prefix.shape[1] : front.shape[1]]
+        best = torch.maximum(best, paid.amax((1, 2)))
+    return best
