@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.modeling.lora import Adapter
 
+#: Method of a plain causal language model, where none is named.
+DEFAULT_METHOD = "kvzip"
+
 _PLACES: tuple[str, ...] = ("base_model", "finetune")
 
 
@@ -45,7 +48,9 @@ def load_compressor(
         hub. None, or ``"bundled"``, is the small model that comes with the package. What a published checkpoint does
         not say of itself is known by its name (``ctxdocs.published``).
     method : str, optional
-        Method of the checkpoint; found from its name or its configuration when left out.
+        Method of the checkpoint; found from its name or its configuration when left out. A plain causal language
+        model gets ``"kvzip"``, which needs no training (and ``chosen_by_default`` of the compressor says so). Methods
+        without training also take the base model of another method's checkpoint.
     device : str or torch.device
         ``"auto"`` is the first CUDA device, or the CPU.
     dtype : str or torch.dtype
@@ -87,9 +92,13 @@ def load_compressor(
         method = card["method"] if card else published.method if published else None
     if method is None:
         base = _base_folder(folder, places.get("base_model"), published)
-        method = _detect({**read_json(base / "config.json"), **config}, adapter, folder)
-    cls = compressor_class(method)
-    defaults = card["settings"] if card else published.settings if published and published.method == method else {}
+        method = _recognising({**read_json(base / "config.json"), **config}, adapter)
+    by_default = method is None and adapter is None
+    if method is None and not by_default:
+        raise _no_method(folder, "its adapter is none of a method's either")
+    cls = compressor_class(method or DEFAULT_METHOD)
+    source: Any = card or ({"method": published.method, "settings": published.settings} if published else None)
+    defaults = source["settings"] if source and source["method"] == cls.method else {}
     run_settings = _settings(cls, {**defaults, **settings})
     adapter_settings = cls.adapter_settings(adapter) if adapter else {}
     finetune = places.get("finetune") or _beside(folder, adapter_settings.get("finetune"))
@@ -97,17 +106,22 @@ def load_compressor(
     base = base or _base_folder(folder, places.get("base_model"), published)
     config = {**read_json(base / "config.json"), **config, **adapter_settings}
     weights = read_weights(base)
+    if not cls.is_trained:
+        adapter = _forget_method(config, adapter, weights)
     own_names = cls.own_tensors(config)
     own = {name: weights.pop(name) for name in own_names & weights.keys()}
     for name in cls.unused_tensors(config):
         weights.pop(name, None)
-    model = _build_model(base, weights, dtype, attn_implementation)
+    try:
+        model = _build_model(base, weights, dtype, attn_implementation)
+    except CheckpointError as error:
+        raise (_no_method(folder, error.message) if by_default else error) from error
     if finetune:
         read_adapter(_folder(finetune)).merge_into(model)
     if adapter:
         own.update(cls.adapter_tensors(model, adapter, own_names))
     if missing := sorted(own_names - own.keys()):
-        raise CheckpointError(f"{folder} lacks tensors of {method}: {listed(missing)}")
+        raise CheckpointError(f"{folder} lacks tensors of {cls.method}: {listed(missing)}")
     compressor = cls.build(
         model.to(device),  # type: ignore[arg-type]
         _load_tokenizer(folder) or _load_tokenizer(base) or _base_tokenizer(published),
@@ -118,6 +132,7 @@ def load_compressor(
     )
     compressor.name_or_path = name_or_path if name_or_path == BUNDLED else _place(name_or_path)
     compressor.base_places = places
+    compressor.chosen_by_default = by_default
     compressor.requires_grad_(False)
     return compressor.eval()
 
@@ -208,20 +223,38 @@ def _folder(name_or_path: str | os.PathLike[str]) -> Path:
     return download(name)
 
 
-def _detect(config: Mapping[str, Any], adapter: Adapter | None, folder: Path) -> str:
+def _recognising(config: Mapping[str, Any], adapter: Adapter | None) -> str | None:
+    """Return the method whose checkpoint this is, or None."""
     for method in METHODS:
         cls = compressor_class(method)
         if cls.recognises({**config, **(cls.adapter_settings(adapter) if adapter else {})}):
             return method
-    raise CheckpointError(
-        f"{folder} is a model, but its config.json names no compression method",
+    return None
+
+
+def _forget_method(config: Mapping[str, Any], adapter: Adapter | None, weights: dict[str, Tensor]) -> Adapter | None:
+    """Drop what the checkpoint's own method adds to its base model; return the adapter if it is of none."""
+    other = _recognising(config, adapter)
+    if other is None:
+        return adapter
+    cls = compressor_class(other)
+    for name in cls.own_tensors(config) | cls.unused_tensors(config):
+        weights.pop(name, None)
+    return None
+
+
+def _no_method(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the config.json of {folder} names no compression method, and it is no plain causal language model: {why}",
         f"pass method=..., one of: {', '.join(METHODS)}",
     )
 
 
 def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings the method does not have, by name."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
+    # What a method shares with others are settings of a class that its own derives from.
+    signatures = [inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base)]
+    parameters = [parameter for signature in signatures for parameter in signature.parameters.values()]
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - {"prompt_format"}
     if unknown := sorted(settings.keys() - known):
         raise InputError(f"{cls.method} has no setting {listed(unknown)}", f"it has: {', '.join(sorted(known))}")
@@ -237,7 +270,9 @@ def _build_model(
     options: dict[str, Any] = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        if model_class is None:
+            raise ValueError(f"transformers has no causal language model of the kind {config.model_type}")
         with quiet_transformers():
             model, info = model_class.from_pretrained(
                 None,

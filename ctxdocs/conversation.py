@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,86 +17,16 @@ from torch import Tensor
 
 from ctxdocs import generation
 from ctxdocs.answers import Answer
+from ctxdocs.chat_format import ChatFormat
 from ctxdocs.errors import CheckpointError, InputError
-from ctxdocs.prompts import Piece, PromptFormat, assemble, encode_pieces, with_bos
+from ctxdocs.prompts import Piece, assemble, begins_with, begun, encode_pieces
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.generation import Generation, GenerationOptions
     from ctxdocs.library import Library
     from ctxdocs.memory import Memory
     from ctxdocs.prompts import Prompt
-
-# Stand for the texts of two questions and an answer where a chat template is taken apart.
-_FIRST, _ANSWER, _SECOND = "ctxdocs-first", "ctxdocs-answer", "ctxdocs-second"
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """What stands around the turns of a conversation.
-
-    Parameters
-    ----------
-    opening : str
-        In front of the first turn.
-    between : str
-        Between an answer and the next turn.
-    turn : PromptFormat
-        One turn: sources, question, and where the answer begins.
-    adds_bos : bool
-        Whether a beginning-of-sequence token has to be put in front of the opening; chat templates bring their own.
-    """
-
-    opening: str
-    between: str
-    turn: PromptFormat
-    adds_bos: bool
-
-    @classmethod
-    def of(cls, compressor: Compressor, system: str | None = None) -> ChatFormat:
-        """Return the format of a model: its chat template, or else its prompt format, turn after turn.
-
-        Parameters
-        ----------
-        compressor : Compressor
-            Its tokenizer and prompt format.
-        system : str, optional
-            What the model is told before the first turn.
-
-        Raises
-        ------
-        InputError
-            If there is no tokenizer, or its chat template has no place for a system text.
-        """
-        if compressor.tokenizer is None:
-            raise InputError("a conversation needs a tokenizer, and this compressor has none")
-        if compressor.tokenizer.chat_template:
-            return cls._of_template(compressor.tokenizer, system)
-        base = compressor.prompt_format
-        opening = base.head + (f"{system}{base.answer_end}" if system else "")
-        return cls(opening, base.answer_end, base, adds_bos=True)
-
-    @classmethod
-    def _of_template(cls, tokenizer: PreTrainedTokenizerBase, system: str | None) -> ChatFormat:
-        start: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-        turns = [*start, {"role": "user", "content": _FIRST}, {"role": "assistant", "content": _ANSWER}]
-        try:
-            text: Any = tokenizer.apply_chat_template(
-                [*turns, {"role": "user", "content": _SECOND}], tokenize=False, add_generation_prompt=True
-            )
-            opening, _, rest = text.partition(_FIRST)
-            _, _, rest = rest.partition(_ANSWER)
-            between, found, tail = rest.partition(_SECOND)
-        except Exception as error:  # templates are programs, and raise what they like
-            raise InputError(
-                f"the model's chat template cannot be used: {error}", "leave the system text out"
-            ) from error
-        if not found:
-            raise InputError("the chat template does not keep the texts of a conversation in order")
-        turn = PromptFormat(template="{sources}{question}" + tail, stop=())
-        return cls(opening, between, turn, adds_bos=False)
 
 
 class Conversation:
@@ -202,7 +131,7 @@ class Conversation:
         hits = library.search(question, self.k)
         history = self.memory()
         prompt = assemble(self._pieces(question, library.memories(hits)), tokenizer)
-        prompt = [history, *prompt] if history else self._begun(prompt)
+        prompt = self._begun([history, *prompt] if history else prompt)
         pieces = generation.stream(self.compressor, prompt, self.options)
         answer = Answer(sources=hits)
         try:
@@ -236,11 +165,18 @@ class Conversation:
         ]
 
     def _encoded(self, question: str, rest: Sequence[Piece]) -> Tensor:
-        """Return the ids of a turn's text."""
+        """Return the ids of a turn's text, as the session is fed them."""
         pieces: list[Any] = [*self._pieces(question, []), *rest]
-        prompt: Prompt = [encode_pieces(self.compressor.tokenizer, pieces)]  # type: ignore[arg-type]
-        return torch.cat(prompt if self.session.tokens_seen else self._begun(prompt))  # type: ignore[arg-type]
+        ids = encode_pieces(self.compressor.tokenizer, pieces)  # type: ignore[arg-type]
+        if self.session.tokens_seen:
+            return ids
+        prefix = self.compressor.prefix_ids
+        if prefix is None:
+            return torch.cat(self._begun([ids]))  # type: ignore[arg-type]
+        # The session begins with the prefix by itself.
+        return ids[len(prefix) :] if begins_with(ids, prefix) else ids
 
     def _begun(self, prompt: Prompt) -> Prompt:
-        """Put what a text begins with in front of the first turn."""
-        return with_bos(prompt, self.compressor.tokenizer) if self.format.adds_bos else prompt  # type: ignore[arg-type]
+        """Put in front of a prompt what it begins with, if that is not there."""
+        prefix, tokenizer = self.compressor.prefix_ids, self.compressor.tokenizer
+        return begun(prompt, tokenizer, prefix) if self.format.adds_bos or prefix is not None else prompt  # type: ignore[arg-type]

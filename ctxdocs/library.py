@@ -398,7 +398,7 @@ class Library:
             raise InputError(f"unknown mode {mode!r}", "choose memory, text or none")
         options = dict(options)
         how = {name: options.pop(name) for name in ("retrieval", "rerank") if name in options}
-        compressor = self.compressor
+        compressor: Any = self.compressor
         options.setdefault("stop", compressor.prompt_format.stop)
         try:
             chosen = GenerationOptions(max_new_tokens=max_new_tokens, **options)
@@ -413,7 +413,9 @@ class Library:
             sources: list[Any] = [hit.text for hit in hits]
             if mode == "memory":
                 sources = self.memories(hits)
-            prompts.append(compressor.prompt_format.build(question, sources, compressor.tokenizer))  # type: ignore[arg-type]
+            prompts.append(
+                compressor.prompt_format.build(question, sources, compressor.tokenizer, compressor.prefix_ids)
+            )
         return prompts, [Answer(sources=hits, mode=mode) for hits in found], chosen
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ctxdocs.compressors.base import Compressor, batches_by_length, default_batch_tokens
-from ctxdocs.compressors.reading import ModelInput, batch_input
+from ctxdocs.compressors.passes import only_pass
+from ctxdocs.compressors.reading import ModelInput
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Prompt, as_ids
@@ -107,9 +108,7 @@ def _laid_out(compressor: Compressor, prompt: Prompt, target: Tensor, index: int
 
 def _states(compressor: Compressor, rows: Sequence[ModelInput], lengths: Sequence[int]) -> list[Tensor]:
     """Return the states that predict each row's last tokens, ``[tokens, width]`` a row."""
-    batch = batch_input(compressor.model, rows)
-    cache = batch.cache if any(row.slots for row in rows) else None
-    hidden = compressor.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache, added=batch.added)
+    hidden = only_pass(compressor.backbone, rows)
     ends = [len(row.positions) - 1 for row in rows]
     return [hidden[i, end - length : end] for i, (end, length) in enumerate(zip(ends, lengths, strict=True))]
 

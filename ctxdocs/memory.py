@@ -6,6 +6,8 @@ slots they hold, how many positions they span when read, and which compressor ma
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, TypeVar
 
@@ -121,12 +123,20 @@ class KVMemory(Memory):
     Key ``i`` is read at offset ``o`` as ``R(o + positions[i]) @ keys[i]``, with ``R`` the rotary embedding of the
     model, and whatever follows continues at ``o + span``.
 
+    Every head of every layer keeps as many slots as the others, and the tensors are rectangular; or heads keep as many
+    as each of them needs, and ``lengths`` says how many. Their slots then stand one behind another, layer by layer,
+    head by head, so that nothing is stored for heads that keep little.
+
     Parameters
     ----------
     keys, values : torch.Tensor
-        ``[layers, kv_heads, slots, head_dim]``, floating point; keys before the rotary embedding.
+        ``[layers, kv_heads, slots, head_dim]``, floating point; keys before the rotary embedding. With ``lengths``:
+        ``[kept, head_dim]``.
     positions : torch.Tensor
-        ``[slots]``, int64, relative to the place where the memory is read.
+        ``[slots]``, or ``[layers, kv_heads, slots]`` where heads keep different tokens, or ``[kept]`` with
+        ``lengths``; int64, relative to the place where the memory is read.
+    lengths : torch.Tensor, optional
+        ``[layers, kv_heads]``, int64: slots of each head, ``kept`` in sum.
     """
 
     kind: ClassVar[str] = "kv"
@@ -134,19 +144,89 @@ class KVMemory(Memory):
     keys: Tensor
     values: Tensor
     positions: Tensor
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check("keys", self.keys, 4)
-        _check("values", self.values, 4)
-        _check("positions", self.positions, 1, floating=False)
-        if self.keys.shape[:3] != self.values.shape[:3] or self.keys.shape[2] != self.positions.shape[0]:
-            shapes = [tuple(tensor.shape) for tensor in (self.keys, self.values, self.positions)]
+        dimensions = 4 if self.lengths is None else 2
+        _check("keys", self.keys, dimensions)
+        _check("values", self.values, dimensions)
+        by_head = self.lengths is None and self.positions.dim() == 3
+        _check("positions", self.positions, 3 if by_head else 1, floating=False)
+        slots = self.keys.shape[:-1]
+        agree = self.values.shape[:-1] == slots and self.positions.shape == (slots if by_head else slots[-1:])
+        if self.lengths is not None:
+            _check("lengths", self.lengths, 2, floating=False)
+            agree &= bool((self.lengths >= 0).all()) and int(self.lengths.sum()) == slots[0]
+        if not agree:
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
             raise InputError(f"keys, values and positions disagree on their shapes: {shapes}")
 
     @property
     def slots(self) -> int:
-        """Number of cached keys per head."""
-        return self.keys.shape[2]
+        """Number of cached keys per head; of heads that keep different numbers the mean, rounded up."""
+        return self.keys.shape[2] if self.lengths is None else -(-len(self.keys) // max(self.lengths.numel(), 1))
+
+    def by_head(self) -> KVMemory:
+        """Return the same memory with ``lengths``, every head's slots for themselves."""
+        if self.lengths is not None:
+            return self
+        layers, heads, slots, _ = self.keys.shape
+        return replace(
+            self,
+            keys=self.keys.flatten(0, 2),
+            values=self.values.flatten(0, 2),
+            positions=self.positions.expand(layers, heads, slots).flatten(),
+            lengths=torch.full((layers, heads), slots, device=self.positions.device),
+        )
+
+    @staticmethod
+    def join(memories: Sequence[KVMemory]) -> KVMemory:
+        """Return one memory that reads like several in this order; all of one compressor.
+
+        Raises
+        ------
+        InputError
+            If there are none, or they are of different compressors.
+        """
+        if len({memory.fingerprint for memory in memories}) != 1:
+            raise InputError("only memories of one compressor, at least one, can be joined")
+        if any(memory.lengths is not None for memory in memories):
+            memories = [memory.by_head() for memory in memories]
+            lengths = [memory.lengths for memory in memories if memory.lengths is not None]
+            order: Tensor | slice = order_by_head(lengths)
+            axis = 0
+        else:
+            lengths, order, axis = [], slice(None), 2
+        starts = [0, *itertools.accumulate(memory.span for memory in memories)]
+        positions = [start + memory.positions for start, memory in zip(starts, memories, strict=False)]
+        if any(each.dim() == 3 for each in positions):
+            positions = [each.expand(memory.keys.shape[:3]) for each, memory in zip(positions, memories, strict=True)]
+        return replace(
+            memories[0],
+            keys=torch.cat([memory.keys for memory in memories], dim=axis)[order],
+            values=torch.cat([memory.values for memory in memories], dim=axis)[order],
+            positions=torch.cat(positions, dim=-1)[order],
+            lengths=torch.stack(lengths).sum(0) if lengths else None,
+            span=starts[-1],
+            source_tokens=sum(memory.source_tokens for memory in memories),
+        )
+
+
+def order_by_head(lengths: Sequence[Tensor]) -> Tensor:
+    """Return the order that puts slots of several memories side by side in every head.
+
+    Parameters
+    ----------
+    lengths : sequence of torch.Tensor
+        Of each memory ``[layers, kv_heads]``, int64.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[kept by all]``, int64: indices into the slots of the memories, one memory behind another.
+    """
+    heads = [torch.arange(each.numel(), device=each.device).repeat_interleave(each.flatten()) for each in lengths]
+    return torch.cat(heads).argsort(stable=True)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)

@@ -73,13 +73,19 @@ class PromptFormat:
         """Return the JSON form."""
         return {**asdict(self), "stop": list(self.stop)}
 
-    def build(self, question: str, sources: Sequence[Memory | str], tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    def build(
+        self,
+        question: str,
+        sources: Sequence[Memory | str],
+        tokenizer: PreTrainedTokenizerBase,
+        prefix_ids: Tensor | None = None,
+    ) -> Prompt:
         """Return the prompt that asks ``question`` about ``sources`` (memories, or their raw texts).
 
         The template's own text may hold special tokens. Question and sources come from outside: whatever in them
-        looks like a special token stays plain text.
+        looks like a special token stays plain text. In front of all stands the compressor's prefix, if it has one.
         """
-        return with_bos(assemble([Piece(self.head), *self.pieces(question, sources)], tokenizer), tokenizer)
+        return begun(assemble([Piece(self.head), *self.pieces(question, sources)], tokenizer), tokenizer, prefix_ids)
 
     def pieces(self, question: str, sources: Sequence[Memory | str] = ()) -> list[Memory | Piece]:
         """Return the pieces of a prompt from its sources on."""
@@ -93,7 +99,11 @@ class PromptFormat:
         return [*pieces, Piece(before_question), Piece(question, trusted=False), Piece(tail)]
 
     def build_up_to_question(
-        self, question: str, sources: Sequence[Memory | str], tokenizer: PreTrainedTokenizerBase
+        self,
+        question: str,
+        sources: Sequence[Memory | str],
+        tokenizer: PreTrainedTokenizerBase,
+        prefix_ids: Tensor | None = None,
     ) -> tuple[Prompt, Tensor]:
         """Return the prompt as far as the question, and the question's own ids, int64 ``[tokens]``.
 
@@ -102,7 +112,7 @@ class PromptFormat:
         that there is something to predict the others by.
         """
         pieces = [Piece(self.head), *self.pieces(question, sources)][:-1]
-        prompt, front = (with_bos(assemble(some, tokenizer), tokenizer) for some in (pieces, pieces[:-1]))
+        prompt, front = (begun(assemble(some, tokenizer), tokenizer, prefix_ids) for some in (pieces, pieces[:-1]))
         last = prompt.pop()
         if isinstance(last, Memory):
             raise InputError("the question is empty", "ask something")
@@ -214,6 +224,23 @@ def as_memories(memories: Sequence[Memory]) -> list[Memory]:
         if not isinstance(memory, Memory):
             raise InputError(f"a list of memories holds a {type(memory).__name__}", "memories come from compress(...)")
     return listed
+
+
+def begun(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prefix_ids: Tensor | None = None) -> Prompt:
+    """Put in front of a prompt what it begins with: a compressor's prefix, or else what the tokenizer puts there."""
+    return with_bos(prompt, tokenizer) if prefix_ids is None else with_prefix(prompt, prefix_ids)
+
+
+def with_prefix(prompt: Prompt, prefix_ids: Tensor) -> Prompt:
+    """Put token ids ``[tokens]`` in front, of text and of memories, unless the prompt's text begins with them."""
+    if not prompt or not len(prefix_ids) or begins_with(prompt[0], prefix_ids):
+        return prompt
+    return [prefix_ids, *prompt]
+
+
+def begins_with(part: Part, ids: Tensor) -> bool:
+    """Whether a part of a prompt is text that begins with ``ids``."""
+    return not isinstance(part, Memory) and part[: len(ids)].equal(ids)
 
 
 def with_bos(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -38,7 +38,12 @@ def question_likelihoods(
     prompts, targets = [], []
     for question, candidates in zip(questions, passages, strict=True):
         for passage in candidates:
-            prompt, ids = compressor.prompt_format.build_up_to_question(question, [passage], compressor.tokenizer)  # type: ignore[arg-type]
+            prompt, ids = compressor.prompt_format.build_up_to_question(
+                question,
+                [passage],
+                compressor.tokenizer,  # type: ignore[arg-type]
+                compressor.prefix_ids,
+            )
             prompts.append(prompt)
             targets.append(ids)
     told = [index for index, ids in enumerate(targets) if len(ids)]

@@ -34,6 +34,9 @@ def memory(seed: int = 0, kind: str = "soft_prompt", dtype: torch.dtype = torch.
 
     if kind == "kv":
         return KVMemory(keys=normal(2, 2, 3, 4), values=normal(2, 2, 3, 4), positions=torch.tensor([0, 7, 9]), **STAMP)
+    if kind == "kv by head":
+        lengths = torch.tensor([[3, 0], [1, 4]])
+        return KVMemory(keys=normal(8, 4), values=normal(8, 4), positions=torch.arange(8), lengths=lengths, **STAMP)
     if kind == "layer_states":
         return LayerStates(states=normal(3, 5, 4), **STAMP)
     return SoftPrompt(vectors=normal(3, 16), **STAMP)

@@ -115,6 +115,25 @@ def tiny_gist(method: str = "beacon", tokenizer=None, *, model=None, **changes):
     return compressor.requires_grad_(False).eval()
 
 
+def tiny_kv(method: str = "kv", tokenizer=None, *, model=None, **settings):
+    """A compressor without training around :func:`tiny_model`, as ``load_compressor`` would return it."""
+    from ctxdocs.compressors import compressor_class
+
+    compressor = compressor_class(method)(model or tiny_model(), tokenizer, **settings)
+    return compressor.requires_grad_(False).eval()
+
+
+TRAINING_FREE = {
+    "kv": {},
+    "kvzip": {"piece_tokens": 20},
+    "kvzip-global": {"budget": "global", "piece_tokens": 20},
+    "kvzip-compact": {"positions": "compact", "ratio": 4},
+    "expected_attention": {},
+    "snapkv": {"window": 8},
+    "streaming": {},
+}
+
+
 @pytest.fixture(scope="session")
 def compressor(tokenizer):
     """A Llama AutoCompressor with a tokenizer."""
@@ -123,7 +142,10 @@ def compressor(tokenizer):
 
 @pytest.fixture(
     scope="session",
-    params=["llama", "llama-rmt", "opt", "beacon", "ultragist", "rcc", "ccm-concat_recur", "ccm-merge_recur"],
+    params=[
+        *("llama", "llama-rmt", "opt", "beacon", "ultragist", "rcc", "ccm-concat_recur", "ccm-merge_recur"),
+        *TRAINING_FREE,
+    ],
 )
 def any_compressor(request, tokenizer):
     """Every method and architecture in turn: the tests that use it hold for each."""
@@ -131,6 +153,8 @@ def any_compressor(request, tokenizer):
         return tiny_rcc(tokenizer)
     if request.param in ("beacon", "ultragist"):
         return tiny_gist(request.param, tokenizer)
+    if request.param in TRAINING_FREE:
+        return tiny_kv(request.param.partition("-")[0], tokenizer, **TRAINING_FREE[request.param])
     architecture, _, variant = request.param.partition("-")
     if architecture == "ccm":
         return tiny_ccm(tokenizer=tokenizer, attn_type=variant, sink=variant == "merge_recur", segment_tokens=24)

@@ -17,7 +17,7 @@ from ctxdocs.errors import FingerprintMismatch, InputError, LibraryError
 from ctxdocs.memory import SoftPrompt
 from tests.cache_samples import DIMENSION, FINGERPRINT, STAMP, add, chunk, create, embedding, equal, memory, nearest
 
-KINDS = ["soft_prompt", "kv", "layer_states"]
+KINDS = ["soft_prompt", "kv", "kv by head", "layer_states"]
 
 
 @pytest.fixture

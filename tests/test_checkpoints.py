@@ -177,14 +177,16 @@ def test_folders_that_are_no_checkpoints(published, tmp_path):
         load_compressor(published)
 
 
-def test_a_plain_model_has_no_method_unless_one_is_named(published):
+def test_a_plain_model_is_compressed_without_training_unless_a_method_is_named(published):
     weights = load_file(published / "model.safetensors")
-    del weights["embed_summary.weight"]
+    table = weights.pop("embed_summary.weight")
     save_file(weights, published / "model.safetensors")
     edit(published / "config.json", summary_length=None, accumulate_summary=None, architectures=["LlamaForCausalLM"])
-    with pytest.raises(CheckpointError, match="names no compression method"):
-        load_compressor(published)
+    assert load_compressor(published).method == "kvzip"
     assert load_compressor(published, method="autocompressor").summary_length == 0
+    save_file({**weights, "embed_summary.weight": table}, published / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"names no compression method.*no place for: embed_summary\.weight"):
+        load_compressor(published)
 
 
 def test_an_index_must_not_reach_outside_its_folder(published):

@@ -35,9 +35,14 @@ def same_tensors(first, second):
 
 def joined(first, second):
     """One memory of the slots of two."""
-    axes = {"keys": 2, "values": 2}
+    if getattr(first, "lengths", None) is not None:
+        return KVMemory.join([first, second])
+    axes = {"keys": 2, "values": 2, "positions": -1}
     if isinstance(first, KVMemory):
         second = replace(second, positions=first.span + second.positions)
+        if first.positions.dim() != second.positions.dim():
+            shapes = {memory: memory.keys.shape[:3] for memory in (first, second)}
+            first, second = (replace(m, positions=m.positions.expand(shape)) for m, shape in shapes.items())
     others = second.tensors()
     tensors = {
         name: torch.cat([tensor, others[name]], dim=axes.get(name, 0)) for name, tensor in first.tensors().items()
@@ -254,7 +259,9 @@ def test_plain_causal_attention_stays_maskless(any_compressor, monkeypatch):
     memories = any_compressor.compress_ids(DOCUMENTS)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     if getattr(any_compressor, "attention", "full-coverage") == "full-coverage":
-        any_compressor.compress_ids(DOCUMENTS)
+        # Behind documents of unequal length, padding has to be hidden from what KVzip reads.
+        alone = {"batch_tokens": 1} if any_compressor.method == "kvzip" else {}
+        any_compressor.compress_ids(DOCUMENTS, **alone)
     any_compressor.logits(PROMPT, memories)
     any_compressor.prefill([[*memories, torch.tensor(PROMPT)], [torch.tensor(PROMPT)]])
     any_compressor.prefill([[torch.tensor(PROMPT)]])

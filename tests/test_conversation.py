@@ -7,7 +7,8 @@ import copy
 import pytest
 
 from ctxdocs import InputError
-from ctxdocs.conversation import ChatFormat, Conversation
+from ctxdocs.chat_format import ChatFormat
+from ctxdocs.conversation import Conversation
 from ctxdocs.prompts import encode_text
 
 from .conftest import tiny_autocompressor, tiny_gist

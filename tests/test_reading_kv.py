@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from ctxdocs import InputError, KVMemory, LayerStates
-from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.kv import KVCompressor as Exact
 from ctxdocs.generation import GenerationOptions, generate
-from ctxdocs.modeling.kv import recorded_keys_values
 from ctxdocs.modeling.rotary import rotate_keys
 
 DOCUMENT = list(range(20, 37))
@@ -48,46 +47,8 @@ MODELS = {
     "phi3": ("Phi3Config", GQA),
     "phi3-partial": ("Phi3Config", {**GQA, "rope_parameters": HALF}),
     "gpt-neox": ("GPTNeoXConfig", {}),
+    "gemma2-sliding": ("Gemma2Config", {**GQA, "head_dim": 16, "sliding_window": 256}),
 }
-
-
-class Exact(Compressor):
-    """Keeps every key and value of a document: the memory that loses nothing."""
-
-    method = "exact"
-    format_settings = property(lambda self: {})
-    run_settings = property(lambda self: {})
-
-    @classmethod
-    def recognises(cls, config):
-        return False
-
-    @classmethod
-    def own_tensors(cls, config):
-        return set()
-
-    @classmethod
-    def build(cls, model, tokenizer, config, tensors, **settings):
-        return cls(model, tokenizer)
-
-    def compress_batch(self, documents):
-        return [self._one(document) for document in documents]
-
-    def _one(self, ids):
-        positions = torch.arange(len(ids))
-        with recorded_keys_values(self.model) as recorded:
-            self.backbone.run(self.backbone.embed(ids[None]), positions[None])
-        return KVMemory(
-            keys=recorded.keys[:, 0],
-            values=recorded.values[:, 0],
-            positions=positions,
-            span=len(ids),
-            source_tokens=len(ids),
-            fingerprint=self.fingerprint,
-        )
-
-    def session(self, memories=(), **options):
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from ctxdocs import CheckpointError, FingerprintMismatch, InputError, StorageError
 from ctxdocs.compressors.ccm_sessions import Window
 
-from .conftest import tiny_autocompressor, tiny_ccm, tiny_gist, tiny_rcc
+from .conftest import tiny_autocompressor, tiny_ccm, tiny_gist, tiny_kv, tiny_rcc
 
 IDS = torch.arange(20, 75)
 NO_END = {"eos_token_ids": ()}
@@ -119,6 +119,8 @@ SMALL = {
     "ultragist": lambda: tiny_gist("ultragist", window=16, model=small_model()),
     "rcc": lambda: tiny_rcc(max_position_embeddings=48),
     "ccm": lambda: tiny_ccm(max_position_embeddings=48),
+    "kv": lambda: tiny_kv(model=small_model()),
+    "streaming": lambda: tiny_kv("streaming", model=small_model(), prefix=[3]),
 }
 
 

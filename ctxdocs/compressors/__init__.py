@@ -17,6 +17,11 @@ METHODS: dict[str, str] = {
     "ultragist": "ctxdocs.compressors.gist:UltraGist",
     "rcc": "ctxdocs.compressors.rcc:RCC",
     "ccm": "ctxdocs.compressors.ccm:CCM",
+    "kv": "ctxdocs.compressors.kv:KVCompressor",
+    "kvzip": "ctxdocs.compressors.kvzip:KVzip",
+    "expected_attention": "ctxdocs.compressors.expected_attention:ExpectedAttention",
+    "snapkv": "ctxdocs.compressors.snapkv:SnapKV",
+    "streaming": "ctxdocs.compressors.streaming:Streaming",
 }
 
 

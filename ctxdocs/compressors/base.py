@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from ctxdocs import generation
 from ctxdocs.checks import items, whole_number
 from ctxdocs.compressors import identity, saving
-from ctxdocs.compressors.reading import Layout, ModelInput, ReadState, batch_input
+from ctxdocs.compressors.passes import ReadState, batch_input, first_pass, next_pass, only_pass
+from ctxdocs.compressors.reading import Layout, ModelInput
 from ctxdocs.errors import FingerprintMismatch, InputError
 from ctxdocs.memory import Memory
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.modeling.lora import Adapter
 from ctxdocs.modeling.probe import check_stages
-from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, as_memories, encode_parts, encode_text
+from ctxdocs.prompts import PartLike, Prompt, PromptFormat, as_ids, as_memories, encode_parts, encode_text, with_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,11 @@ class Compressor(nn.Module, abc.ABC):
     """
 
     method: ClassVar[str]
+    #: Whether the method has parameters of its own, which training finds.
+    is_trained: ClassVar[bool] = True
+    #: What texts are read behind wherever prompts are made from text: ``[tokens]``, int64, maybe none. None where the
+    #: method has no prefix of its own; then text begins as the tokenizer has it, and memories with themselves.
+    prefix_ids: Tensor | None = None
 
     def __init__(
         self,
@@ -69,6 +75,8 @@ class Compressor(nn.Module, abc.ABC):
         self.name_or_path: str | None = None
         #: Where an adapter's base lies, as ``load_compressor`` needs to be told again: ``base_model``, ``finetune``.
         self.base_places: dict[str, str] = {}
+        #: Whether nobody named the method, and nothing about the model did either.
+        self.chosen_by_default = False
         self._fingerprint: str | None = None
 
     # What a method says.
@@ -267,12 +275,8 @@ class Compressor(nn.Module, abc.ABC):
         torch.Tensor
             ``[len(prompt_ids), vocabulary]``.
         """
-        prompt = self.checked_ids(prompt_ids, "the prompt")
-        row = self.model_input([*as_memories(memories), prompt])
-        batch = batch_input(self.model, [row])
-        cache = batch.cache if row.slots else None
-        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=cache, added=batch.added)
-        return self.backbone.head(hidden[0, row.is_text])
+        row = self.model_input([*as_memories(memories), self.checked_ids(prompt_ids, "the prompt")])
+        return self.backbone.head(only_pass(self.backbone, [row])[0, row.is_text])
 
     def generate_ids(
         self,
@@ -310,7 +314,10 @@ class Compressor(nn.Module, abc.ABC):
         max_new_tokens: int = 64,
         **options: Any,
     ) -> str:
-        """Continue a text prompt (or a list of parts: text, ids, memories) read behind memories; return new text."""
+        """Continue a text prompt (or a list of parts: text, ids, memories) read behind memories; return new text.
+
+        Behind the prefix, where the method has one.
+        """
         chosen = generation.GenerationOptions(max_new_tokens=max_new_tokens, **options)
         return generation.generate(self, [self._prompt(prompt, memories)], chosen)[0].text
 
@@ -360,18 +367,16 @@ class Compressor(nn.Module, abc.ABC):
         """
         rows = [self.model_input(prompt) for prompt in prompts]
         batch = batch_input(self.model, rows)
-        hidden = self.backbone.run(batch.embeds, batch.positions, mask=batch.mask, cache=batch.cache, added=batch.added)
+        hidden = first_pass(self.backbone, batch)
         last = hidden[torch.arange(len(rows), device=hidden.device), batch.lengths - 1]
         following = torch.tensor([row.next_position for row in rows], device=hidden.device)
-        return self.backbone.head(last), ReadState(batch.cache, batch.live, following)
+        return self.backbone.head(last), batch.state(following)
 
     def step(self, ids: Tensor, state: ReadState) -> Tensor:
         """Read one more token per prompt (``[batch]``, int64), extending ``state``; return ``[batch, vocabulary]``."""
-        if state.live is not None:
-            state.live = torch.cat([state.live, state.live.new_ones(len(ids), 1)], dim=1)
         # A row without room has ended; it is carried along at the last position, and nobody looks at it.
         positions = state.next_position.clamp(max=self.backbone.max_positions - 1)[:, None]
-        hidden = self.backbone.run(self.backbone.embed(ids[:, None]), positions, mask=state.live, cache=state.cache)
+        hidden = next_pass(self.backbone, self.backbone.embed(ids[:, None]), positions, state)
         state.next_position = state.next_position + 1
         return self.backbone.head(hidden[:, -1])
 
@@ -453,7 +458,8 @@ class Compressor(nn.Module, abc.ABC):
     def _prompt(self, prompt: str | Sequence[PartLike], memories: Sequence[Memory]) -> Prompt:
         self._tokenizer()
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
-        return encode_parts([*as_memories(memories), *parts], self.tokenizer)
+        made = encode_parts([*as_memories(memories), *parts], self.tokenizer)
+        return made if self.prefix_ids is None else with_prefix(made, self.prefix_ids)
 
 
 def default_batch_tokens(device: torch.device) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ctxdocs.compressors.reading import additive_mask
+from ctxdocs.compressors.passes import additive_mask
 from ctxdocs.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ctxdocs.compressors.reading import additive_mask
+from ctxdocs.compressors.passes import additive_mask
 from ctxdocs.modeling.conditional import changed_rows
 from ctxdocs.modeling.kv import fill_cache, recorded_keys_values
 from ctxdocs.modeling.rotary import rotate_keys

@@ -18,7 +18,7 @@ from ctxdocs.compressors.base import batches_by_length, default_batch_tokens
 from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.likelihood import Likelihood, likelihoods
 from ctxdocs.memory import Memory
-from ctxdocs.prompts import Prompt, encode_text, with_bos
+from ctxdocs.prompts import Prompt, begun, encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,7 +144,7 @@ class ContextReader:
 
     def ask(self, given: Given, question: str) -> Prompt:
         """Return the prompt in which a library would ask the question."""
-        return self.compressor.prompt_format.build(question, given.sources, self.tokenizer)
+        return self.compressor.prompt_format.build(question, given.sources, self.tokenizer, self.compressor.prefix_ids)
 
     def behind(self, given: Given, ending: str | Tensor) -> Prompt:
         """Return contexts and ending one behind the other, and nothing between them; texts are tokenised as one."""
@@ -152,7 +152,8 @@ class ContextReader:
         for is_text, group in itertools.groupby([*given.sources, ending], key=lambda part: isinstance(part, str)):
             parts = list(group)
             prompt += [encode_text(self.tokenizer, "".join(parts))] if is_text else parts
-        return with_bos([part for part in prompt if isinstance(part, Memory) or len(part)], self.tokenizer)
+        parts = [part for part in prompt if isinstance(part, Memory) or len(part)]
+        return begun(parts, self.tokenizer, self.compressor.prefix_ids)
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: Sequence[int], stop: tuple[str, ...] | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.errors import InputError
+from ctxdocs.modeling.attention_layers import attention_layers, projections_of
 from ctxdocs.modeling.recompute import entered_again
 from ctxdocs.modeling.rotary import rotate_keys
 
@@ -114,7 +114,13 @@ def recorded_keys_values(model: PreTrainedModel, places: Tensor | None = None) -
     InputError
         If the model's attention layers are of no known layout.
     """
-    recorded = Recorded()
+    recorded, kept = Recorded(), _at(places)
+
+    def keep(kind: dict[int, Tensor], layer: int, part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            kind[layer] = part(kept(output))
+
+        return hook
 
     @contextmanager
     def hooked() -> Iterator[None]:
@@ -122,11 +128,11 @@ def recorded_keys_values(model: PreTrainedModel, places: Tensor | None = None) -
         into = Recorded() if recorded.is_complete else recorded
         hooks: list[Any] = []
         try:
-            for module in model.modules():
-                if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
-                    hooks += _hooks(module, into, _at(places))
-            if not hooks:
-                raise InputError(f"the attention layers of {type(model).__name__} are of no known layout")
+            for attention in attention_layers(model):
+                projections = projections_of(attention)
+                for name, kind in (("keys", into._keys), ("values", into._values)):
+                    module, part = projections[name]
+                    hooks.append(module.register_forward_hook(keep(kind, attention.layer_idx, part)))
             yield
         finally:
             for hook in hooks:
@@ -147,6 +153,19 @@ def fill_cache(keys: Tensor, values: Tensor) -> Cache:
     return cache
 
 
+def cached_keys(cache: Cache, layer: int) -> Tensor:
+    """Return the rotated keys that a layer has cached, ``[batch, kv_heads, slots, head_dim]``."""
+    layers: Any = cache.layers
+    return layers[layer].keys
+
+
+def cut_back(cache: Cache, tokens: int) -> None:
+    """Drop the last tokens from every layer of a cache."""
+    layers: Any = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[..., :-tokens, :], layer.values[..., :-tokens, :]
+
+
 def _at(places: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Return what takes the tokens at ``places`` from a layer's output ``[batch, tokens, ...]``."""
     if places is None:
@@ -158,44 +177,3 @@ def _at(places: Tensor | None) -> Callable[[Tensor], Tensor]:
         return output.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, places.shape)
 
     return kept
-
-
-def _hooks(attention: Any, recorded: Recorded, kept: Callable[[Tensor], Tensor]) -> list[Any]:
-    """Set hooks on one attention layer; projections are separate (most models) or one (Phi-3, GPT-NeoX)."""
-    layer = attention.layer_idx
-
-    def keep(kind: dict[int, Tensor], part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            kind[layer] = part(kept(output))
-
-        return hook
-
-    if hasattr(attention, "query_key_value") and hasattr(attention, "head_size"):
-        size = attention.head_size
-
-        def third(index: int) -> Callable[[Tensor], Tensor]:
-            return lambda fused: _heads(fused, 3 * size).chunk(3, dim=-1)[index]
-
-        parts = [(attention.query_key_value, recorded._keys, third(1))]
-        parts += [(attention.query_key_value, recorded._values, third(2))]
-    elif hasattr(attention, "qkv_proj") and hasattr(attention, "num_key_value_heads"):
-        size = attention.head_dim
-        width = attention.num_key_value_heads * size
-        parts = [
-            (attention.qkv_proj, recorded._keys, lambda fused: _heads(fused[..., -2 * width : -width], size)),
-            (attention.qkv_proj, recorded._values, lambda fused: _heads(fused[..., -width:], size)),
-        ]
-    elif hasattr(attention, "k_proj") and hasattr(attention, "v_proj"):
-        size = attention.head_dim
-        parts = [
-            (getattr(attention, "k_norm", None) or attention.k_proj, recorded._keys, lambda out: _heads(out, size)),
-            (attention.v_proj, recorded._values, lambda out: _heads(out, size)),
-        ]
-    else:
-        return []
-    return [module.register_forward_hook(keep(kind, part)) for module, kind, part in parts]
-
-
-def _heads(output: Tensor, size: int) -> Tensor:
-    """Turn ``[batch, tokens, ...]`` into ``[batch, heads, tokens, size]``."""
-    return output.flatten(2).unflatten(2, (-1, size)).transpose(1, 2)  # of no tokens, reshape could not tell the heads

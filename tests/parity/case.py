@@ -30,7 +30,7 @@ class Case:
     folder: Path
     method: str
     settings: dict[str, Any]
-    atol: float
+    atol: float | dict[str, float]
     tensors: dict[str, Tensor]
 
     @classmethod
@@ -80,6 +80,15 @@ class Case:
             or any(set(call) - CALL for call in gist.get("calls", []))
         )
 
+    def tolerance(self, name: str) -> float:
+        """Largest difference of a tensor's entries; training-free cases have one for each kind of tensor."""
+        if not isinstance(self.atol, dict):
+            return self.atol
+        last = name.rpartition(".")[2]
+        kinds = {kind: bound for kinds, bound in self.atol.items() for kind in kinds.split(", ")}
+        kinds |= dict.fromkeys(("keys", "values"), kinds["keys_values"])
+        return next(bound for kind, bound in kinds.items() if kind in last)
+
     def has(self, *names: str) -> bool:
         return all(name in self.tensors for name in names)
 
@@ -93,6 +102,7 @@ class Outcome:
     memory: float = 0.0
     equal_ids: bool | None = None
     unsupported: str = ""
+    left_out: set[str] = field(default_factory=set)
     differing: list[str] = field(default_factory=list)
     #: Names of the expected tensors that were compared.
     compared: set[str] = field(default_factory=set)
@@ -115,9 +125,10 @@ class Outcome:
         if where is not None:
             difference = difference[where.bool()]
         error = difference.max().item() if difference.numel() else 0.0
-        kind = "memory" if "memory" in name or "cache" in name else "logits"
+        memory = any(part in name for part in ("memory", "cache", ".keys", ".values", ".kept", "scores"))
+        kind = "memory" if memory and name != "nomemory.logits" else "logits"
         setattr(self, kind, max(getattr(self, kind), error if error == error else float("inf")))
-        if not error <= self.case.atol:
+        if not error <= self.case.tolerance(name):
             self.differing.append(name)
 
     def compare_relative(self, name: str, actual: Tensor) -> None:
@@ -158,9 +169,9 @@ class Outcome:
             f"{self.case.folder.name}  {self.case.tier}  logits {self.logits:.1e}  memory {self.memory:.1e}  "
             f"ids {ids}  {self.verdict}"
         )
-        why = (
-            [self.unsupported]
-            if self.unsupported
-            else [*self.differing, *(f"{n} not compared" for n in self.not_compared)]
-        )
+        why = [self.unsupported] if self.unsupported else list(self.differing)
+        missed = [*self.not_compared, *sorted(self.left_out)]
+        if missed and not self.unsupported:
+            more = f" and {len(missed) - 4} more" if len(missed) > 4 else ""
+            why.append(f"not compared: {', '.join(missed[:4])}{more}")
         return f"{text} ({', '.join(why)})" if why else text

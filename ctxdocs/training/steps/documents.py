@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import GistCompressor
-from ctxdocs.compressors.reading import Layout, ModelInput, batch_input
+from ctxdocs.compressors.passes import batch_input
+from ctxdocs.compressors.reading import Layout, ModelInput
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 from ctxdocs.training.config import DataOptions
