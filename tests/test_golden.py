@@ -73,7 +73,7 @@ def test_what_a_case_does_not_hold_is_not_missed(case):
 
 def test_what_nobody_compares_fails_the_case(case):
     change(case, lambda tensors: tensors.update(expected_weather=torch.zeros(1)))
-    assert run(case).line().endswith("ids equal  FAIL (expected_weather not compared)")
+    assert run(case).line().endswith("ids equal  FAIL (not compared: expected_weather)")
     change(case, lambda tensors: tensors.pop("expected_weather"))
     change(case, lambda tensors: tensors.update(expected_train_grad=torch.zeros(1)))
     outcome = run(case)  # numbers of training are of another tier
