@@ -8,6 +8,7 @@ import torch
 from ctxdocs import InputError
 from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.compressors.ccm import CCM
+from ctxdocs.compressors.rcc import RCC
 from ctxdocs.generation import GenerationOptions, generate
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.modeling.probe import check_keys, check_stages
@@ -127,6 +128,20 @@ def tiny(method, model):
     for parameter in compressor.own_parameters().values():
         torch.nn.init.normal_(parameter, std=0.2)
     return compressor.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("name", ["LlamaConfig", "Qwen3Config", "Olmo2Config"])
+def test_rcc_takes_other_families_than_the_published_one(name):
+    encoder = family(name)
+    rcc = RCC(family(name), encoder, ratio=4, window=16).requires_grad_(False).eval()
+    memories = rcc.compress_ids([IDS[:20], IDS[:5]])
+    windows = rcc.fill_windows(IDS[:5])[None]
+    states = torch.stack(encoder.base_model(windows, output_hidden_states=True).hidden_states, dim=2)[0]
+    close(memories[1].states, states[3::4])
+    together = rcc(torch.cat([memory.states for memory in memories])[None], torch.tensor([PROMPT]))[0]
+    close(rcc.logits(PROMPT, memories), together[-len(PROMPT) :])
+    with pytest.raises(InputError, match="GPT2LMHeadModel has no list of layers"):
+        RCC(family("GPT2Config"), encoder, ratio=4, window=16)
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,9 @@ def test_every_row_reads_the_memory_it_is_about_once(cache):
 
 
 def test_questions_are_about_contexts_that_stand_whole_in_the_document(cache):
-    questions = load_split(cache, "train").questions
-    document, row, weights = question_document(np.random.default_rng(0), questions, 64, 48)
+    split = load_split(cache, "train")
+    questions = split.questions
+    document, row, weights = question_document(np.random.default_rng(0), questions, 64, 48, split.not_found)
     assert document.shape == (64,)
     assert weights[row == PADDING_ID].sum() == 0
     assert weights.max() == 1
@@ -148,6 +149,14 @@ def test_questions_are_about_contexts_that_stand_whole_in_the_document(cache):
         and str(questions.contexts[questions.context_of[index]].tolist())[1:-1] in text
     ]
     assert asked
+
+
+def test_some_questions_are_left_open_and_answered_so(cache):
+    split = load_split(cache, "train")
+    batches = Batches(split, dataclasses.replace(RECIPE, document_tokens=(64,), read_tokens=64, text_tokens=(160,)))
+    phrase = str(split.not_found.tolist())[1:-1]
+    rows = [row.tolist() for step in range(40) for row in batches.batch(step).reads.ids]
+    assert 0 < sum(phrase in str(row) for row in rows) < len(rows) / 2
 
 
 def test_cross_entropy_and_its_gradients_are_those_of_torch():
@@ -167,7 +176,9 @@ def test_what_is_read_behind_a_memory_teaches_those_who_wrote_it(cache, compress
     batches = Batches(load_split(cache, "train"), RECIPE)
     parts = losses(compressor, batches.batch(0), batches.token_frequencies())
     vectors = compressor.method == "autocompressor"
-    assert set(parts) == {"text", "continuation", "rebuilt", "answers"} | ({"words"} if vectors else set())
+    assert set(parts) == {"text", "text_answers", "continuation", "rebuilt", "answers"} | (
+        {"words"} if vectors else set()
+    )
     parts["continuation"].backward()
     embedding = next(iter(compressor.own_parameters().values()))
     assert embedding.grad.abs().sum() > 0

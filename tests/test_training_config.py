@@ -164,3 +164,16 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, tmp_path):
     assert result.exit_code == 130
     assert "Interrupted after 3 of 9 steps" in result.stderr
     assert "run the same command again" in result.stderr
+
+
+def test_the_manual_knows_every_option():
+    from ctxdocs.training.options import documented
+    from ctxdocs.training.steps import options_class
+
+    manual = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    options = {name: meaning for name, _, meaning in documented(TrainingConfig())}
+    for objective, methods in (("published", ("autocompressor", "ccm", "rcc")), ("documents", ("beacon",))):
+        for method in methods:
+            known = documented(options_class(method, objective)())
+            options |= {f"{objective}.{name}": meaning for name, _, meaning in known}
+    assert not [name for name, meaning in options.items() if f"| `{name}` |" not in manual or meaning not in manual]

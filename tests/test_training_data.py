@@ -163,9 +163,11 @@ def test_a_share_of_questions_may_have_no_answer(data, asking, tokenizer):
     options = DocumentsOptions(document_tokens=[24], read_tokens=24, unanswerable=0.5, questions=1.0)
     rows = DocumentRows(data, options, asking)
     examples = [rows.example(0, rng(draw)) for draw in range(40)]
-    hidden = [example for example in examples if example["hidden"]]
+    hidden = [example for example in examples if example["left_out"]]
     assert 8 < len(hidden) < 32
     assert all("not in the documents" in tokenizer.decode(example["read"]) for example in hidden)
+    assert not any(example["own"] for example in hidden)
+    assert all(len(example["own"]) + len(example["near"]) == 2 for example in examples)
 
 
 def test_contexts_are_cut_around_their_answer():

@@ -64,7 +64,7 @@ def documents(name: str, weights: dict, rows: int = 4, **options):
                 "own": [text[:-10]],
                 "near": [],
                 "spare": [random_ids(20, seed=90 + row)],
-                "hidden": False,
+                "left_out": [],
                 "kind": ("continuation", "answers")[row % 2],
                 "read": text[-10:],
                 "targets": 9,
@@ -333,22 +333,16 @@ def test_every_row_reads_its_own_document_among_others():
         assert any(batch["documents"][index][:5].equal(random_ids(40 + 3 * number, seed=number)[:5]) for index in row)
 
 
-def test_a_hidden_document_is_not_read():
-    step, _ = documents("beacon", {"answers": 1.0}, memories=[1, 2])
-    nothing = torch.empty(0, dtype=torch.long)
-    shared = {
-        "near": [],
-        "kind": "answers",
-        "targets": 2,
-        "memory_frames": (nothing,) * 3,
-        "text_frames": (nothing,) * 3,
-    }
-    own = random_ids(12, seed=1)
-    examples = [
-        {"own": [own], "hidden": True, "read": torch.tensor([7, 8, 9]), "spare": [random_ids(9)], "seed": 3, **shared}
-    ]
-    batch = step.collate(examples)
-    assert [len(document) for document in batch["documents"]] == [9]
+def test_a_document_that_is_left_out_is_not_read():
+    step, _ = documents("beacon", {"answers": 1.0}, memories=[1, 3])
+    frames = (torch.empty(0, dtype=torch.long),) * 3
+    hidden, other = random_ids(12, seed=1), random_ids(9, seed=2)
+    shared = {"near": [], "kind": "answers", "read": torch.tensor([7, 8, 9]), "targets": 2, "seed": 3}
+    shared |= {"memory_frames": frames, "text_frames": frames}
+    without = {"own": [], "left_out": [hidden], "spare": [hidden, other], **shared}
+    batch = step.collate([without, {"own": [hidden], "left_out": [], "spare": [], **shared}])
+    assert [batch["documents"][index].tolist() for index in batch["rows"][0]] == [other.tolist()]
+    assert any(batch["documents"][index].equal(hidden) for index in batch["rows"][1])
 
 
 def test_distillation_is_zero_where_both_predict_alike():

@@ -12,6 +12,7 @@ import torch
 from ctxdocs import CheckpointError, FingerprintMismatch, InputError, load_compressor
 from ctxdocs.checks import number, one_of, true_or_false, whole_number, whole_numbers, words
 from ctxdocs.compressors.ccm_sessions import Window
+from ctxdocs.errors import ContextTooLong
 from ctxdocs.generation import GenerationOptions, generate, stream
 
 from .conftest import tiny_autocompressor, tiny_ccm, tiny_gist, tiny_model, tiny_rcc
@@ -275,3 +276,39 @@ def test_checked_values_come_back_as_they_are_used():
     assert (number("x", 2), number("x", 0.5), true_or_false("b", False)) == (2, 0.5, False)
     assert words("w", ("a", "b")) == ["a", "b"]
     assert one_of("w", "a", ("a", "b")) == "a"
+
+
+@pytest.mark.parametrize(
+    ("make", "length", "message"),
+    [
+        # Vectors of eleven segments, in front of three tokens and their own slots.
+        (
+            lambda model: tiny_autocompressor(max_position_embeddings=48, segment_tokens=5),
+            58,
+            "51 positions .*, 3 more",
+        ),
+        (lambda model: tiny_gist("beacon", model=model), 160, "52 positions, 4 more"),
+        (lambda model: tiny_gist("ultragist", model=model, sink_size=0), 160, "52 positions, 4 more"),
+        (lambda model: tiny_ccm(max_position_embeddings=48), 50, "2 positions more"),
+    ],
+)
+def test_documents_beyond_the_positions_say_by_how_much(make, length, message):
+    compressor = make(tiny_model(max_position_embeddings=48))
+    ids = torch.arange(length) + 20
+    with pytest.raises(
+        ContextTooLong, match=rf"a document of {length} tokens takes (up to )?{message} .*compress .*in p"
+    ):
+        compressor.compress_ids([ids[:5], ids])
+    assert compressor.compress_ids([ids[: length - 8]])[0].slots > 0
+    options = {"segment_lengths": 49}
+    if compressor.method in ("autocompressor", "ccm"):
+        with pytest.raises(ContextTooLong, match="more"):
+            compressor.compress_ids([ids[:49]], **options)
+
+
+def test_a_document_of_any_length_fits_where_positions_start_anew():
+    ids = torch.arange(200) + 20
+    assert tiny_rcc().compress_ids([ids])[0].slots == 52
+    forgetful = {"accumulate_summary": False, "max_position_embeddings": 48, "segment_tokens": 16}
+    assert tiny_autocompressor(**forgetful).compress_ids([ids])[0].slots == 4
+    assert tiny_autocompressor("opt", max_position_embeddings=48, segment_tokens=16).compress_ids([ids])[0].slots == 52

@@ -18,7 +18,7 @@ from ctxdocs.checks import true_or_false, whole_number
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.segments import longest_piece, segments_of, slots_behind_text, split_lengths
 from ctxdocs.compressors.sessions import Session
-from ctxdocs.errors import CheckpointError, InputError
+from ctxdocs.errors import CheckpointError, ContextTooLong, InputError
 from ctxdocs.memory import Memory, SoftPrompt
 from ctxdocs.prompts import PromptFormat
 
@@ -267,6 +267,7 @@ class AutoCompressor(Compressor):
         softprompt = self.empty_softprompt(len(documents))
         finished: dict[int, Tensor] = {}
         given = self.segment_tokens if segment_lengths is None else segment_lengths
+        self._check_positions(split_lengths(max(map(len, documents)), given))
         for segment in segments_of(documents, given, self.backbone.device):
             lengths = None if segment.is_full else segment.lengths
             _, summary = self.segment(segment.ids, softprompt, lengths=lengths)
@@ -300,6 +301,18 @@ class AutoCompressor(Compressor):
         if chosen < 1:
             raise InputError(f"a segment holds at least one token, got segment_tokens={chosen}")
         return AutoCompressorSession(self, memories, chosen, published=published)
+
+    def _check_positions(self, segments: Sequence[int]) -> None:
+        """Refuse a document of which a segment, vectors in front of it and slots behind it outgrow the positions."""
+        slots = self.summary_length if self.backbone.counts_slots else 0
+        before = (slots * (index if self.accumulate_summary else min(index, 1)) for index in range(len(segments)))
+        needed = max(vectors + tokens + slots for vectors, tokens in zip(before, segments, strict=True))
+        if needed > (limit := self.backbone.max_positions):
+            raise ContextTooLong(
+                f"a document of {sum(segments)} tokens takes up to {needed} positions with its summary vectors, "
+                f"{needed - limit} more than {self.backbone.limit}",
+                "compress it in parts",
+            )
 
     def _padded_segment(
         self, ids: Tensor, mask: Tensor | None, softprompt: Tensor, summarise: bool

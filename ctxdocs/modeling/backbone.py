@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.errors import ContextTooLong
+from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.modeling.attention import causal_attention
 from ctxdocs.modeling.layers import AddedStates, added_to_layers
 from ctxdocs.modeling.recompute import entered_again, recomputed, replayable
@@ -50,7 +50,10 @@ class Backbone:
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers, first to last."""
-        return cast(nn.ModuleList, self.model.get_decoder().layers)
+        layers = getattr(self.model.get_decoder(), "layers", None)
+        if layers is None:
+            raise InputError(f"{type(self.model).__name__} has no list of layers", "use a model like Llama or GPT-NeoX")
+        return cast(nn.ModuleList, layers)
 
     @property
     def vocabulary(self) -> int:

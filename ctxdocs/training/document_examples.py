@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctxdocs.datasets.records import Question
+from ctxdocs.datasets import ContextPool, Question, mix_contexts
 from ctxdocs.memory import Memory, SoftPrompt
 from ctxdocs.prompts import PromptFormat, encode_text
 from ctxdocs.training.data import TrainingData
@@ -30,8 +30,8 @@ _NOTHING = torch.empty(0, dtype=torch.long)
 class DocumentRows(Examples):
     """Continuations and reconstructions of documents, and questions with their contexts.
 
-    An example holds ``own`` documents, ``near`` ones that may stand beside them, a ``spare`` one, the ``read`` text
-    whose last ``targets`` tokens count, and the frames that a library puts around sources.
+    An example holds its ``own`` documents, ``near`` ones that stand beside them, ``left_out`` ones that must not, a
+    ``spare`` one, the ``read`` text whose last ``targets`` tokens count, and the frames a library puts around sources.
 
     Parameters
     ----------
@@ -49,8 +49,9 @@ class DocumentRows(Examples):
         self.documents = data.documents
         shortest = min(options.document_tokens) // 2
         self.kept = np.flatnonzero(data.documents.lengths >= shortest) if self.kinds else np.empty(0, np.int64)
-        usable = [question for question in data.questions if question.contexts and question.answers]
+        usable = [question for question in data.questions if question.contexts]
         self.questions = usable if options.weights.answers > 0 else []
+        self.pool = ContextPool(self.questions)
         self.lengths = np.zeros(len(self.kept) + len(self.questions), dtype=np.int64)
         plain = frames_of(PromptFormat(**{**asking.prompt_format.to_dict(), "template": "{sources}{question}"}), asking)
         self._memory_frames, self._text_frames = plain
@@ -64,7 +65,7 @@ class DocumentRows(Examples):
         elif asks:
             index -= len(self.kept)
         built = self._question(self.questions[index], rng) if asks else self._document(int(self.kept[index]), rng)
-        return {"near": [], "hidden": False, **built, "spare": [self._spare(rng)], "seed": int(rng.integers(2**31))}
+        return {"near": [], "left_out": [], **built, "spare": [self._spare(rng)], "seed": int(rng.integers(2**31))}
 
     def _document(self, index: int, rng: np.random.Generator) -> Example:
         options = self.options
@@ -87,20 +88,25 @@ class DocumentRows(Examples):
 
     def _question(self, question: Question, rng: np.random.Generator) -> Example:
         options = self.options
-        longest = max(options.document_tokens)
-        relevant = question.relevant or tuple(range(len(question.contexts)))
-        own = [self._context(question.contexts[index], question.answers, longest) for index in relevant]
-        near = [
-            self._context(text, (), longest) for index, text in enumerate(question.contexts) if index not in relevant
-        ]
-        hidden = bool(rng.random() < options.unanswerable)
-        said = options.no_answer if hidden else question.answers[0]
+        mixed = mix_contexts(
+            question,
+            self.pool,
+            contexts=max(1, len(question.relevant) + options.distractors),
+            distractors=options.distractor_kind,  # type: ignore[arg-type]  # checked there
+            unanswerable=options.unanswerable,
+            seed=int(rng.integers(2**31)),
+        )
+        contexts = [self._context(text, question.answers) for text in mixed.contexts]
+        own = [contexts[index] for index in mixed.relevant]
+        near = [ids for index, ids in enumerate(contexts) if index not in mixed.relevant]
+        left_out = [] if own else [self._context(question.contexts[i], question.answers) for i in question.relevant]
+        said = mixed.answers[0] if mixed.answers else options.no_answer
         answer = self.asking.answer(said)[-options.read_tokens :]
         memory_frames, text_frames = frames_of(self.asking.prompt_format, self.asking, question.question)
         return {
             "own": own,
             "near": near,
-            "hidden": hidden,
+            "left_out": left_out,
             "kind": "answers",
             "read": answer,
             "targets": len(answer),
@@ -108,10 +114,11 @@ class DocumentRows(Examples):
             "text_frames": text_frames,
         }
 
-    def _context(self, text: str, answers: Sequence[str], longest: int) -> Tensor:
+    def _context(self, text: str, answers: Sequence[str]) -> Tensor:
         """Tokenise a context; one that is too long is cut around the answer."""
         found = next((place for answer in answers if (place := text.find(answer)) >= 0), 0)
-        return cut(encode_text(self.asking.tokenizer, text), found / max(1, len(text)), longest)
+        ids = encode_text(self.asking.tokenizer, text)
+        return cut(ids, found / max(1, len(text)), max(self.options.document_tokens))
 
     def _spare(self, rng: np.random.Generator) -> Tensor:
         wanted = int(rng.choice(self.options.document_tokens))
@@ -120,7 +127,7 @@ class DocumentRows(Examples):
             start = int(rng.integers(max(1, len(document) - wanted + 1)))
             return document[start : start + wanted]
         question = self.questions[int(rng.integers(len(self.questions)))]
-        return self._context(question.contexts[0], (), wanted)
+        return self._context(question.contexts[0], ())[:wanted]
 
 
 def frames_of(prompt_format: PromptFormat, asking: Asking, question: str = "") -> tuple[Frames, Frames]:

@@ -81,7 +81,6 @@ def _recursion(case: Case, outcome: Outcome, compressor: CCM) -> None:
     compressor.requires_grad_(trains)
     rows = [""] if case.has("context_0") else [f"_row{row}" for row in range(len(case.tensors["input_ids"]))]
     answers, generated = [], []
-    outcome.leave("expected_position_ids")  # of the one-pass training form
     for row, suffix in enumerate(rows):
         segments = _segments(case, suffix)
         query, target = case.tensors[f"query{suffix}"][0], case.tensors[f"target{suffix}"][0]

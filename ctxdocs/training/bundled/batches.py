@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ DOCUMENT_ID, QUESTION_ID, ANSWER_ID, END_ID, PADDING_ID = (
 )
 #: A question's own tokens teach what a document is about; its answer is what counts.
 QUESTION_WEIGHT = 0.3
+#: How often a row begins with a question that its document leaves open.
+NOT_FOUND_RATE = 0.15
 #: How often a context that fits is looked for.
 _DRAWS = 50
 
@@ -60,7 +63,9 @@ class Batch:
     ratio : int
         Tokens per slot.
     plain : Rows
-        Text as it stands, and questions behind their document's text.
+        Text as it stands, and documents with questions behind them; weights are those of the text.
+    plain_answers : torch.Tensor
+        float32 like ``plain.weights``: how much the tokens of questions and answers count.
     """
 
     documents: Tensor
@@ -70,6 +75,7 @@ class Batch:
     closed: bool
     ratio: int
     plain: Rows
+    plain_answers: Tensor
 
 
 class Batches:
@@ -88,7 +94,7 @@ class Batches:
     def __init__(self, split: Split, recipe: Recipe, seed: int = 0) -> None:
         self.recipe, self.seed = recipe, seed
         self._texts = [split.texts[source.name] for source in sources.TEXTS]
-        self._questions = split.questions
+        self._questions, self._not_found = split.questions, split.not_found
         self._starts: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def batch(self, step: int) -> Batch:
@@ -99,7 +105,7 @@ class Batches:
         half = max(1, recipe.rows // 2)
         windows = np.stack([self._window(rng, length + room) for _ in range(recipe.rows)])
         rebuilt = rng.permutation(recipe.rows)[:half]
-        asked = [question_document(rng, self._questions, length, room) for _ in range(half)]
+        asked = [question_document(rng, self._questions, length, room, self._not_found) for _ in range(half)]
         documents = np.concatenate([windows[:, :length], [ids for ids, _, _ in asked]])
         again = windows[rebuilt, : min(room - 1, length)]
         again = np.pad(again, ((0, 0), (1, room - 1 - again.shape[1])), constant_values=PADDING_ID)
@@ -118,7 +124,7 @@ class Batches:
             },
             closed=bool(step % 2),
             ratio=int(rng.choice(recipe.ratios)),
-            plain=self._plain(rng),
+            **self._plain(rng),
         )
 
     def token_frequencies(self, sample: int = 1_000_000) -> Tensor:
@@ -129,17 +135,22 @@ class Batches:
         )
         return torch.from_numpy(np.asarray(counts) / len(self._texts)).float()
 
-    def _plain(self, rng: np.random.Generator) -> Rows:
+    def _plain(self, rng: np.random.Generator) -> dict[str, Any]:
         recipe = self.recipe
         tokens, room = int(rng.choice(recipe.text_tokens)), recipe.read_tokens
         rows = max(2, recipe.plain_tokens // tokens)
         texts = [self._window(rng, tokens) for _ in range(rows - rows // 2)]
-        asked = [question_document(rng, self._questions, tokens - room - 1, room) for _ in range(rows // 2)]
-        behind = [np.concatenate([document, [END_ID], ids]) for document, ids, _ in asked]
-        weights = [np.ones(tokens) for _ in texts] + [
-            np.concatenate([np.ones(tokens - room), weight]) for _, _, weight in asked
+        asked = [
+            question_document(rng, self._questions, tokens - room - 1, room, self._not_found) for _ in range(rows // 2)
         ]
-        return Rows(torch.from_numpy(np.stack(texts + behind)), torch.from_numpy(np.stack(weights)).float())
+        behind = [np.concatenate([document, [END_ID], ids]) for document, ids, _ in asked]
+        is_text, answers = np.ones((rows, tokens)), np.zeros((rows, tokens))
+        is_text[len(texts) :, tokens - room :] = 0
+        answers[len(texts) :, tokens - room :] = [weight for _, _, weight in asked]
+        return {
+            "plain": Rows(torch.from_numpy(np.stack(texts + behind)), torch.from_numpy(is_text).float()),
+            "plain_answers": torch.from_numpy(answers).float(),
+        }
 
     def _window(self, rng: np.random.Generator, tokens: int) -> Ids:
         """Draw a stretch of one document: a source by its weight, then every possible stretch alike."""
@@ -170,7 +181,7 @@ class Batches:
 
 
 def question_document(
-    rng: np.random.Generator, questions: Questions, tokens: int, room: int
+    rng: np.random.Generator, questions: Questions, tokens: int, room: int, not_found: Ids
 ) -> tuple[Ids, Ids, NDArray[np.float64]]:
     """Join contexts to a document of exactly ``tokens`` tokens, and pack questions about them into a row.
 
@@ -197,13 +208,14 @@ def question_document(
     pieces = [np.append(questions.contexts[c].astype(np.int64), END_ID) for c in whole]
     document = np.concatenate([*pieces, questions.contexts[context].astype(np.int64)])[:tokens]
     return np.pad(document, (0, tokens - len(document)), constant_values=END_ID), *_question_row(
-        rng, questions, whole, room
+        rng, questions, whole, room, not_found
     )
 
 
 def _question_row(
-    rng: np.random.Generator, questions: Questions, contexts: list[int], room: int
+    rng: np.random.Generator, questions: Questions, contexts: list[int], room: int, not_found: Ids
 ) -> tuple[Ids, NDArray[np.float64]]:
+    """Pack questions about the contexts into a row; now and then, one about another context comes first."""
     row, weights = np.full(room, PADDING_ID, dtype=np.int64), np.zeros(room)
     asked = np.concatenate(
         [
@@ -214,9 +226,12 @@ def _question_row(
         ]
         or [np.empty(0, np.int64)]
     )
-    filled = 0
-    for index in rng.permutation(asked):
+    filled, open_question = 0, int(rng.integers(len(questions.context_of)))
+    leaves_open = rng.random() < NOT_FOUND_RATE and questions.context_of[open_question] not in contexts
+    for index in [*([open_question] if leaves_open else []), *rng.permutation(asked)]:
         question, answer = questions.questions[index], questions.answers[index]
+        if leaves_open and index == open_question:
+            answer = not_found
         ids = np.concatenate([[QUESTION_ID], question, [ANSWER_ID], answer, [END_ID]])
         if filled + len(ids) <= room:
             stretch = slice(filled, filled + len(ids))

@@ -24,6 +24,8 @@ HELD_OUT = 0.02
 #: Contexts are cut to this many characters around the answer: what one memory is trained to hold.
 CONTEXT_CHARACTERS = 800
 ANSWER_CHARACTERS = 200
+#: Answers a question about something that is not in the documents.
+NOT_FOUND = "not in the documents"
 _TOKENIZER_CHARACTERS = 6_000_000  # per source
 _TOKENIZER_DOCUMENT = 80_000  # characters of one document
 
@@ -60,10 +62,21 @@ class Questions:
 
 @dataclass(frozen=True)
 class Split:
-    """One of the three splits: running text by source, and questions."""
+    """One of the three splits: running text by source, questions, and what answers one that a document leaves open.
+
+    Parameters
+    ----------
+    texts : dict of str to TokenSequences
+        By source.
+    questions : Questions
+        With their contexts.
+    not_found : numpy.ndarray
+        int64, token ids of :data:`NOT_FOUND`.
+    """
 
     texts: dict[str, TokenSequences]
     questions: Questions
+    not_found: NDArray[np.int64]
 
 
 def split_of(title: str) -> datasets.Split:
@@ -73,8 +86,11 @@ def split_of(title: str) -> datasets.Split:
 
 def load_split(cache: Path, split: str) -> Split:
     """Map one split of prepared data."""
+    from tokenizers import Tokenizer
+
     texts = {source.name: TokenSequences.load(cache / f"{split}.{source.name}") for source in sources.TEXTS}
-    return Split(texts, Questions.load(cache / f"{split}.questions"))
+    not_found = Tokenizer.from_file(str(cache / "tokenizer.json")).encode(f" {NOT_FOUND}").ids
+    return Split(texts, Questions.load(cache / f"{split}.questions"), np.array(not_found, dtype=np.int64))
 
 
 def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | None = None) -> None:

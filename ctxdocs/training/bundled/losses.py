@@ -12,7 +12,7 @@ from ctxdocs.training.bundled.batches import Batch, Rows
 from ctxdocs.training.bundled.memories import SummaryVectors, memories_of
 
 #: How much each loss counts.
-LOSS_WEIGHTS = {"text": 1.0, "continuation": 1.0, "rebuilt": 0.5, "answers": 0.5, "words": 0.3}
+LOSS_WEIGHTS = {"text": 1.0, "text_answers": 0.5, "continuation": 1.0, "rebuilt": 0.5, "answers": 0.7, "words": 0.3}
 #: Words of this frequency count half in the words loss; rarer ones more, commoner ones less.
 _COMMON = 1e-3
 _ROWS_AT_ONCE = 1024
@@ -21,9 +21,9 @@ _ROWS_AT_ONCE = 1024
 def losses(compressor: Compressor, batch: Batch, frequencies: Tensor) -> dict[str, Tensor]:
     """Return the losses of a batch, in nats per token.
 
-    ``text``: plain rows and the documents themselves. ``continuation``, ``rebuilt``, ``answers``: rows behind memories.
-    ``words``, of summary vectors: each one, put through the head, names words of the document; reading a
-    memory is learnt much sooner when there is something in it to read.
+    ``text``: plain rows and the documents themselves; ``text_answers``: questions behind text. ``continuation``,
+    ``rebuilt``, ``answers``: rows behind memories. ``words``, of summary vectors: each one, put through the head, names
+    words of the document; reading a memory is learnt much sooner when there is something in it to read.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ def losses(compressor: Compressor, batch: Batch, frequencies: Tensor) -> dict[st
     table = backbone.embedding.weight
     ones = torch.ones_like(documents, dtype=torch.float32)
     result = {"text": _next_token(table, [(document_states, Rows(documents, ones)), (plain_states, plain)])}
+    result["text_answers"] = _next_token(table, [(plain_states, Rows(plain.ids, batch.plain_answers))])
     if isinstance(memories, SummaryVectors):
         result["words"] = _words(table, written, documents, frequencies)
     for name, rows in batch.kinds.items():

@@ -15,8 +15,8 @@ from ctxdocs.training.bundled.recipe import Recipe
 _LAYERS = re.compile(r"\.layers\.|^replacements\.")
 
 
-def build_optimisers(compressor: Compressor, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the layers, AdamW for everything else."""
+def build_optimisers(compressor: Compressor, recipe: Recipe, scale: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the layers, AdamW for everything else; ``scale`` is that of their rates."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in compressor.named_parameters():
@@ -25,7 +25,7 @@ def build_optimisers(compressor: Compressor, recipe: Recipe) -> list[torch.optim
     adamw = torch.optim.AdamW(others, lr=recipe.table_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for optimiser in (muon, adamw):
         for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
+            group["peak"] = group["lr"] * scale
     return [muon, adamw]
 
 

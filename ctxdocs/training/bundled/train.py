@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 LOG_SECONDS = 30.0
 CHECKPOINT_SECONDS = 240.0
 _LARGEST_GRADIENT = 1.0
+#: Layers that have been trained already take smaller steps.
+_RATE_BEHIND_INIT = 0.6
 
 
 def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0, init: Path | None = None) -> Compressor:
@@ -130,7 +132,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     check_preset(output, preset)
     compressor = build_compressor(recipe, cache / "tokenizer.json", seed, init).to(device).train()
-    optimisers = build_optimisers(compressor, recipe)
+    optimisers = build_optimisers(compressor, recipe, scale=_RATE_BEHIND_INIT if init else 1.0)
     progress = load_checkpoint(output, compressor, optimisers) or Progress(preset, device)
     batches = Batches(load_split(cache, "train"), recipe, seed)
     frequencies = batches.token_frequencies().to(device)
@@ -217,4 +219,5 @@ def _to(batch: Batch, device: str) -> Batch:
         reads=rows(batch.reads),
         memories=batch.memories.to(device, non_blocking=True),
         plain=rows(batch.plain),
+        plain_answers=batch.plain_answers.to(device, non_blocking=True),
     )

@@ -59,7 +59,9 @@ class DocumentsOptions(StepOptions):
     questions: float = option(0.5, "share of rows that are questions, where there are documents too")
     top_k: int = option(64, "tokens of the teacher's distribution that are matched one by one")
     temperature: float = option(1.0, "of both distributions in distillation")
-    unanswerable: float = option(0.0, "share of questions asked without the context that answers them")
+    distractors: int = option(1, "contexts that stand beside a question's own; the others are other rows'")
+    distractor_kind: str = option("random", "random, same-title or nearest: where those are drawn from")
+    unanswerable: float = option(0.0, "share of questions asked without the contexts that answer them")
     no_answer: str = option("not in the documents", "their answer")
 
 
@@ -73,10 +75,10 @@ class DocumentsStep(Step[Compressor]):
         self.weights: dict[str, float] = asdict(options.weights)
         if not any(self.weights[kind] > 0 for kind in KINDS):
             raise InputError(f"no row is ever drawn: documents.weights gives none of {', '.join(KINDS)} a weight")
-        for name, least in (("memories", 1), ("cue", 1)):
+        for name in ("memories", "cue"):
             pair = getattr(options, name)
-            if len(pair) != 2 or not least <= pair[0] <= pair[1]:
-                raise InputError(f"documents.{name} is {pair}", f"[fewest, most], at least {least}")
+            if len(pair) != 2 or not 1 <= pair[0] <= pair[1]:
+                raise InputError(f"documents.{name} is {pair}", "[fewest, most], at least 1")
         if options.cue[1] >= options.read_tokens:
             raise InputError("documents.cue leaves no token of documents.read_tokens to be written")
         self.options = options
@@ -109,14 +111,15 @@ class DocumentsStep(Step[Compressor]):
                 documents += example[kind]
         shared = len(documents)
         documents += [ids for example in examples for ids in example["spare"]]
+        keys = [tuple(ids.tolist()) for ids in documents]
         wanted = int(rng.integers(self.options.memories[0], self.options.memories[1] + 1))
         rows: list[list[int]] = []
         for example, mine in zip(examples, numbers, strict=True):
-            kept = [] if example["hidden"] else mine["own"]
-            others = [n for n in rng.permutation(shared).tolist() if n not in mine["own"] and n not in mine["near"]]
-            spare = rng.permutation(np.arange(shared, len(documents))).tolist()
-            drawn = [*mine["near"], *others, *spare][: max(len(kept) == 0, wanted - len(kept))]
-            rows.append(rng.permutation([*kept, *drawn]).tolist())
+            without = {tuple(ids.tolist()) for ids in [*example["own"], *example["near"], *example["left_out"]]}
+            others = [*rng.permutation(shared).tolist(), *rng.permutation(np.arange(shared, len(documents))).tolist()]
+            drawn = [*mine["near"], *{keys[n]: n for n in others if keys[n] not in without}.values()]
+            missing = max(not mine["own"], wanted - len(mine["own"]))
+            rows.append(rng.permutation([*mine["own"], *drawn[:missing]]).tolist())
         used = sorted({number for row in rows for number in row})
         place = {number: index for index, number in enumerate(used)}
         return {
