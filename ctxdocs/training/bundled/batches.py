@@ -229,7 +229,8 @@ def _question_row(
     filled, open_question = 0, int(rng.integers(len(questions.context_of)))
     leaves_open = rng.random() < NOT_FOUND_RATE and questions.context_of[open_question] not in contexts
     for index in [*([open_question] if leaves_open else []), *rng.permutation(asked)]:
-        question, answer = questions.questions[index], questions.answers[index]
+        question = questions.questions[index]
+        answer: NDArray[Any] = questions.answers[index]
         if leaves_open and index == open_question:
             answer = not_found
         ids = np.concatenate([[QUESTION_ID], question, [ANSWER_ID], answer, [END_ID]])
