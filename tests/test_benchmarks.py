@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
     "command",
     [
         ["compress.py", "--shape", "tiny", "--documents", "3", "--parts", "compress_ids"],
+        ["budgets.py", "--documents", "2", "--document-tokens", "64", "--ratios", "4"],
         ["ask.py", "--shape", "tiny", "--longest", "300"],
         ["methods.py", "--shapes", "tiny", "--document-tokens", "40", "--methods", "beacon", "ccm-merge"],
     ],

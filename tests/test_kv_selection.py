@@ -109,6 +109,10 @@ def test_options_of_a_call_come_before_settings(method):
     ):
         with pytest.raises(InputError, match=message):
             compressor.compress_ids([DOCUMENT], **options)
+    with pytest.raises(InputError, match=r"slots must be a whole number, got 2\.5"):
+        compressor.session(slots=2.5)
+    with pytest.raises(InputError, match="prefix of a compressor cannot"), compressor.configured(prefix="none"):
+        pass
     for settings in ({"ratio": 0}, {"slots": -1}, {"budget": "x"}, {"positions": "x"}):
         with pytest.raises(InputError):
             tiny_kv(method, **settings)

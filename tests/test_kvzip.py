@@ -112,7 +112,7 @@ def test_the_model_is_asked_in_words(tokenizer):
     pieces = torch.tensor(DOCUMENT).split(20)
 
     def asked(number):
-        return tokenizer.decode(compressor.request.for_piece(pieces, number))
+        return tokenizer.decode(compressor.request_ids().for_piece(pieces, number))
 
     text = [tokenizer.decode(piece) for piece in pieces]
     assert asked(0) == f"{FIRST_REQUEST}\n{text[0]}"
@@ -129,14 +129,14 @@ def test_a_thinking_model_answers_at_once(tokenizer):
         "{% endif %}{% endif %}",
     )
     compressor = tiny_kv("kvzip", tokenizer=BosTokenizer(tokenizer, thinks), prefix="chat")
-    assert tokenizer.decode(compressor.request.suffix).endswith("assistant\n<think></think>")
+    assert tokenizer.decode(compressor.request_ids().suffix).endswith("assistant\n<think></think>")
 
 
 def test_without_a_tokenizer_the_model_repeats_unasked():
     compressor = tiny_kv("kvzip", piece_tokens=20)
     pieces = torch.tensor(DOCUMENT).split(20)
-    assert compressor.request.for_piece(pieces, 0).equal(pieces[0])
-    assert compressor.request.for_piece(pieces, 1).equal(torch.cat([pieces[0][-8:], pieces[1]]))
+    assert compressor.request_ids().for_piece(pieces, 0).equal(pieces[0])
+    assert compressor.request_ids().for_piece(pieces, 1).equal(torch.cat([pieces[0][-8:], pieces[1]]))
     assert compressor.run_settings["request"] is None
 
 

@@ -261,7 +261,7 @@ class Compressor(nn.Module, abc.ABC):
     # Reading memories.
 
     def logits(self, prompt_ids: Sequence[int] | Tensor, memories: Sequence[Memory] = ()) -> Tensor:
-        """Return the logits of a prompt's tokens, read behind memories.
+        """Return the logits of a prompt's tokens, read behind memories and nothing else, whatever the method's prefix.
 
         Parameters
         ----------
@@ -285,7 +285,7 @@ class Compressor(nn.Module, abc.ABC):
         max_new_tokens: int = 64,
         **options: Any,
     ) -> list[int]:
-        """Continue a prompt read behind memories; greedy unless sampling options are given.
+        """Continue a prompt read behind memories and nothing else; greedy unless sampling options are given.
 
         Parameters
         ----------

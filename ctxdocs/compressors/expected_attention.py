@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import number, one_of, whole_number
 from ctxdocs.compressors.kv import Reading
 from ctxdocs.compressors.pruning import PruningCompressor
 from ctxdocs.errors import InputError
@@ -61,14 +62,14 @@ class ExpectedAttention(PruningCompressor):
         **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, **settings)
-        if sink_tokens < 0 or future_tokens < 1 or epsilon < 0:
+        sinks, future = whole_number("sink_tokens", sink_tokens), whole_number("future_tokens", future_tokens)
+        if sinks < 0 or future < 1 or number("epsilon", epsilon) < 0:
             raise InputError(
                 f"sink_tokens={sink_tokens}, future_tokens={future_tokens}, epsilon={epsilon} cannot be used",
                 "give at least 0, 1 and 0",
             )
-        for name, value in (("covariance", covariance), ("value_norm", value_norm)):
-            if value not in _SWITCH:
-                raise InputError(f"{name} is {value!r}", "give 'on' or 'off'")
+        one_of("covariance", covariance, _SWITCH)
+        one_of("value_norm", value_norm, _SWITCH)
         self.sink_tokens = sink_tokens
         self.future_tokens = future_tokens
         self.epsilon = epsilon

@@ -11,8 +11,8 @@ other as their texts would: that is what composition costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -236,12 +236,23 @@ class KVCompressor(Compressor):
                 "compress it in parts",
             )
 
-    def session(self, memories: Sequence[Memory] = (), **options: Any) -> KVSession:
-        """Start a context that begins with the prefix and memories and grows as it is; its memory is compressed.
+    def session(self, memories: Sequence[Memory] = ()) -> KVSession:  # type: ignore[override]
+        """Start a context that begins with the prefix and memories, and grows as it is."""
+        return KVSession(self, memories)
 
-        Options are those of :meth:`compress_ids`.
+    @contextmanager
+    def configured(self, **settings: Any) -> Iterator[None]:
+        """Use other run settings inside the block; all but the prefix.
+
+        Raises
+        ------
+        InputError
+            If a setting is none of :attr:`run_settings`, or the prefix, behind which memories have to be read too.
         """
-        return KVSession(self, memories, options)
+        if "prefix" in settings:
+            raise InputError("the prefix of a compressor cannot be changed", "load another one")
+        with super().configured(**settings):
+            yield
 
     # The prefix.
 

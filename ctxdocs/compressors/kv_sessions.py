@@ -28,12 +28,14 @@ class KVSession(Session):
         Reads and compresses.
     memories : sequence of Memory
         What the context starts from, behind the prefix.
-    options : mapping
+    options : mapping, optional
         How :meth:`memory` compresses.
     """
 
-    def __init__(self, compressor: KVCompressor, memories: Sequence[Memory], options: Mapping[str, Any]) -> None:
-        self._options = dict(options)
+    def __init__(
+        self, compressor: KVCompressor, memories: Sequence[Memory], options: Mapping[str, Any] | None = None
+    ) -> None:
+        self._options = dict(options or {})
         super().__init__(compressor, memories)
 
     @property

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs.chat_format import ChatFormat
+from ctxdocs.checks import whole_number
 from ctxdocs.compressors.kv import Reading
 from ctxdocs.compressors.passes import next_pass
 from ctxdocs.compressors.pruning import PruningCompressor
@@ -28,6 +29,7 @@ from ctxdocs.memory import Memory
 from ctxdocs.modeling.attention_layers import Attention, watched_attention
 from ctxdocs.modeling.kv import cached_keys, cut_back
 from ctxdocs.modeling.rotary import rotate_keys
+from ctxdocs.prompts import as_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,21 +96,22 @@ class KVzip(PruningCompressor):
         **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, **settings)
-        if piece_tokens < 1:
+        if whole_number("piece_tokens", piece_tokens) < 1:
             raise InputError(f"piece_tokens is {piece_tokens}", "a piece holds at least one token")
         self.piece_tokens = piece_tokens
-        self._given_request = None if request is None else {name: list(ids) for name, ids in request.items()}
-        self.request = self._request()
+        self.request = None if request is None else {name: as_ids(ids).tolist() for name, ids in request.items()}
+        self.request_ids()
 
     @property
     def run_settings(self) -> dict[str, Any]:
         """Those of all pruning methods, ``piece_tokens``, and a request that was given."""
-        return {**super().run_settings, "piece_tokens": self.piece_tokens, "request": self._given_request}
+        return {**super().run_settings, "piece_tokens": self.piece_tokens, "request": self.request}
 
     def tokens_at_once(self, tokens: int, **options: Any) -> int:
         """Return how many tokens of a document run at once: all of them, or a piece with the request for it."""
-        request = max(len(self.request.first), len(self.request.next) + QUOTED_TOKENS) + len(self.request.suffix)
-        return max(super().tokens_at_once(tokens), request + min(tokens, self.piece_tokens))
+        request = self.request_ids()
+        asking = max(len(request.first), len(request.next) + QUOTED_TOKENS) + len(request.suffix)
+        return max(super().tokens_at_once(tokens), asking + min(tokens, self.piece_tokens))
 
     def alike(self, tokens: int) -> int:
         """Documents of as many pieces are scored together."""
@@ -119,7 +122,8 @@ class KVzip(PruningCompressor):
     ) -> tuple[Reading, list[Tensor]]:
         """Read documents, and score them while the model repeats them."""
         pieces = [document.split(self.piece_tokens) for document in documents]
-        asked = [[self.request.for_piece(row, number) for row in pieces] for number in range(len(pieces[0]))]
+        request = self.request_ids()
+        asked = [[request.for_piece(row, number) for row in pieces] for number in range(len(pieces[0]))]
         before = len(self.prefix_ids) + sum(memory.span for memory in memories)
         positions = [before + len(row) + len(each[i]) for each in asked for i, row in enumerate(documents)]
         self.check_room(max(positions), "a document and its repetition take")
@@ -129,8 +133,9 @@ class KVzip(PruningCompressor):
             scores = [scorer.piece(number, ids) for number, ids in enumerate(asked)]
         return reading, [torch.cat(list(parts), dim=2) for parts in zip(*scores, strict=True)]
 
-    def _request(self) -> Request:
-        if (given := self._given_request) is not None:
+    def request_ids(self) -> Request:
+        """Return how the model is asked: as the setting has it, or in the authors' words."""
+        if (given := self.request) is not None:
             if set(given) != set(_REQUEST):
                 raise InputError(f"a request has ids for {', '.join(_REQUEST)}, not for {', '.join(sorted(given))}")
             ids = {

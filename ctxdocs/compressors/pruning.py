@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ctxdocs.checks import one_of
 from ctxdocs.compressors.kv import KVCompressor, Reading
-from ctxdocs.compressors.selection import Budget, at_positions, best_of_all, best_per_head, check_places, marked
+from ctxdocs.compressors.kv_sessions import KVSession
+from ctxdocs.compressors.selection import PLACES, Budget, at_positions, best_of_all, best_per_head, marked
 from ctxdocs.errors import InputError
 from ctxdocs.memory import KVMemory, Memory
 
@@ -58,7 +60,7 @@ class PruningCompressor(KVCompressor):
         self.budget = budget
         self.positions = positions
         self._budget(None, None, None)
-        check_places(positions)
+        one_of("positions", positions, PLACES)
 
     @property
     def run_settings(self) -> dict[str, Any]:
@@ -135,7 +137,7 @@ class PruningCompressor(KVCompressor):
         """Compress documents (1-D ids) that are read behind memories; see :meth:`compress_batch`."""
         chosen = self._budget(ratio, slots, budget)
         places = self.positions if positions is None else positions
-        check_places(places)
+        one_of("positions", places, PLACES)
         groups: dict[tuple[bool, int], list[int]] = {}
         for index, document in enumerate(documents):
             keeps_all = chosen.per_head(len(document)) >= len(document)
@@ -148,6 +150,24 @@ class PruningCompressor(KVCompressor):
             else:
                 made.update(zip(group, self._pruned(some, memories, chosen, places), strict=True))
         return [made[index] for index in range(len(documents))]
+
+    def session(  # type: ignore[override]
+        self,
+        memories: Sequence[Memory] = (),
+        *,
+        ratio: float | None = None,
+        slots: int | None = None,
+        budget: str | None = None,
+        positions: str | None = None,
+    ) -> KVSession:
+        """Start a context that begins with the prefix and memories, and grows as it is until it is closed.
+
+        Options say how it is then compressed; see :meth:`compress_batch`.
+        """
+        options = {"ratio": ratio, "slots": slots, "budget": budget, "positions": positions}
+        self._budget(ratio, slots, budget)
+        one_of("positions", self.positions if positions is None else positions, PLACES)
+        return KVSession(self, memories, {name: value for name, value in options.items() if value is not None})
 
     def score_ids(self, document: Sequence[int] | Tensor) -> Tensor:
         """Return the scores of a document's slots, ``[layers, kv_heads, tokens]``, float32, higher is better."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import number, one_of, whole_number
 from ctxdocs.errors import InputError
 
 SHARES = ("uniform", "global")
@@ -37,12 +38,11 @@ class Budget:
     share: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.slots is not None and not (_is_number(self.slots, int) and self.slots >= 1):
-            raise InputError(f"slots is {self.slots!r}", "give the number of slots per document, at least 1")
-        if not (_is_number(self.ratio, int, float) and 1 <= self.ratio < float("inf")):
-            raise InputError(f"ratio is {self.ratio!r}", "give the number of tokens per slot, at least 1")
-        if self.share not in SHARES:
-            raise InputError(f"unknown budget {self.share!r}", f"one of: {', '.join(SHARES)}")
+        if self.slots is not None and whole_number("slots", self.slots) < 1:
+            raise InputError(f"slots is {self.slots}", "give the number of slots per document, at least 1")
+        if number("ratio", self.ratio) < 1:
+            raise InputError(f"ratio is {self.ratio}", "give the number of tokens per slot, at least 1")
+        one_of("budget", self.share, SHARES)
 
     def per_head(self, tokens: int) -> int:
         """Return how many of ``tokens`` slots every head keeps; with a global threshold the mean of what it leaves."""
@@ -137,13 +137,3 @@ def marked(keys: Tensor, values: Tensor, kept: Tensor, places: str) -> Slots:
     if places == "compact":
         positions, span = (kept.cumsum(-1) - 1)[kept], int(lengths.max())
     return Slots(keys[kept], values[kept], positions, lengths, span)
-
-
-def check_places(places: str) -> None:
-    """Raise ``InputError`` unless ``places`` is one of :data:`PLACES`."""
-    if places not in PLACES:
-        raise InputError(f"unknown positions {places!r}", f"one of: {', '.join(PLACES)}")
-
-
-def _is_number(value: object, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import whole_number
 from ctxdocs.compressors.kv import Reading
 from ctxdocs.compressors.pruning import PruningCompressor
 from ctxdocs.errors import InputError
@@ -48,7 +49,7 @@ class SnapKV(PruningCompressor):
         **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, **settings)
-        if window < 1 or kernel < 1 or kernel % 2 == 0:
+        if whole_number("window", window) < 1 or whole_number("kernel", kernel) < 1 or kernel % 2 == 0:
             raise InputError(
                 f"window={window} and kernel={kernel} cannot be used", "give a window of at least 1 and an odd kernel"
             )

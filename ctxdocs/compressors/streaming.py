@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import whole_number
 from ctxdocs.compressors.kv import Reading
 from ctxdocs.compressors.pruning import PruningCompressor
 from ctxdocs.errors import InputError
@@ -39,7 +40,7 @@ class Streaming(PruningCompressor):
         **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, **settings)
-        if sink_tokens < 0:
+        if whole_number("sink_tokens", sink_tokens) < 0:
             raise InputError(f"sink_tokens is {sink_tokens}, it cannot be negative")
         self.sink_tokens = sink_tokens
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs.errors import InputError
+from ctxdocs.modeling.recompute import entered_again
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -141,12 +142,17 @@ def masked_heads(model: PreTrainedModel, mask: Callable[[int], Tensor]) -> Itera
             raise InputError(f"the attention layers of {type(model).__name__} cannot be given a mask for each head")
         return inputs, {**options, "attention_mask": mask(module.layer_idx)}
 
-    hooks = [module.register_forward_pre_hook(put, with_kwargs=True) for module in attention_layers(model)]
-    try:
+    @contextmanager
+    def hooked() -> Iterator[None]:
+        hooks = [module.register_forward_pre_hook(put, with_kwargs=True) for module in attention_layers(model)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    with entered_again(hooked):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:

@@ -24,7 +24,8 @@ class Case:
     """A folder of the golden schema.
 
     Tensors with ``expected_`` in their names hold the authors' numbers, ``baseline_expected_`` those of a method they
-    compare with, ``fixedvalue_expected_`` those of their code with a mistake repaired; the others are inputs.
+    compare with, ``fixedvalue_expected_`` those of their code with a mistake repaired; the others are inputs. Cases of
+    methods without training name theirs ``source.mode.share.part`` instead, and have a tolerance for each kind of part.
     """
 
     folder: Path
@@ -80,14 +81,20 @@ class Case:
             or any(set(call) - CALL for call in gist.get("calls", []))
         )
 
+    @property
+    def expected(self) -> set[str]:
+        """Names of the tensors that hold numbers to compare with."""
+        mark = "." if isinstance(self.atol, dict) else "expected_"
+        return {name for name in self.tensors if mark in name}
+
     def tolerance(self, name: str) -> float:
-        """Largest difference of a tensor's entries; training-free cases have one for each kind of tensor."""
+        """Largest difference of a tensor's entries."""
         if not isinstance(self.atol, dict):
             return self.atol
-        last = name.rpartition(".")[2]
-        kinds = {kind: bound for kinds, bound in self.atol.items() for kind in kinds.split(", ")}
-        kinds |= dict.fromkeys(("keys", "values"), kinds["keys_values"])
-        return next(bound for kind, bound in kinds.items() if kind in last)
+        part = name.rpartition(".")[2]
+        bounds = {kind: bound for kinds, bound in self.atol.items() for kind in kinds.split(", ")}
+        bounds |= dict.fromkeys(("keys", "values"), bounds["keys_values"])
+        return next(bound for kind, bound in bounds.items() if part.endswith(kind))
 
     def has(self, *names: str) -> bool:
         return all(name in self.tensors for name in names)
@@ -102,7 +109,6 @@ class Outcome:
     memory: float = 0.0
     equal_ids: bool | None = None
     unsupported: str = ""
-    left_out: set[str] = field(default_factory=set)
     differing: list[str] = field(default_factory=list)
     #: Names of the expected tensors that were compared.
     compared: set[str] = field(default_factory=set)
@@ -125,8 +131,8 @@ class Outcome:
         if where is not None:
             difference = difference[where.bool()]
         error = difference.max().item() if difference.numel() else 0.0
-        memory = any(part in name for part in ("memory", "cache", ".keys", ".values", ".kept", "scores"))
-        kind = "memory" if memory and name != "nomemory.logits" else "logits"
+        marks = ("memory", "cache", ".keys", ".values", ".kept", ".scores")
+        kind = "memory" if any(mark in name for mark in marks) and name != "nomemory.logits" else "logits"
         setattr(self, kind, max(getattr(self, kind), error if error == error else float("inf")))
         if not error <= self.case.tolerance(name):
             self.differing.append(name)
@@ -153,8 +159,7 @@ class Outcome:
     @property
     def not_compared(self) -> list[str]:
         """Expected tensors nobody looked at."""
-        expected = {name for name in self.case.tensors if "expected_" in name}
-        return sorted(expected - self.compared - self.left)
+        return sorted(self.case.expected - self.compared - self.left)
 
     @property
     def verdict(self) -> str:
@@ -170,7 +175,8 @@ class Outcome:
             f"ids {ids}  {self.verdict}"
         )
         why = [self.unsupported] if self.unsupported else list(self.differing)
-        missed = [*self.not_compared, *sorted(self.left_out)]
+        named = self.left if isinstance(self.case.atol, dict) else set()
+        missed = [*self.not_compared, *sorted({".".join(name.split(".")[:2]) for name in named})]
         if missed and not self.unsupported:
             more = f" and {len(missed) - 4} more" if len(missed) > 4 else ""
             why.append(f"not compared: {', '.join(missed[:4])}{more}")

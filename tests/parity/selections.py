@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
 from ctxdocs.compressors.kv import KVCompressor
 from ctxdocs.memory import KVMemory
@@ -11,85 +12,60 @@ from ctxdocs.modeling.rotary import rotate_keys
 
 from .case import Case, Outcome
 
-#: Of every selection; two letters in front of a share of kept slots name it: ``r2``, ``r60``.
-_PARTS = ("kept_mask", "kept_positions", "kept_lens", "keys", "values", "logits", "greedy")
-
 
 def shares(case: Case, mode: str) -> dict[str, float]:
-    """Return which selections of a mode the case holds, ``{"r2": 0.5, ...}``."""
+    """Return the selections of a mode and which share of the slots each keeps: ``{"r2": 0.5, "r60": 0.6}``."""
     found = {}
-    for name, told in case.settings.items():
-        share = name.removeprefix("ratio_")
-        if share != name and case.has(f"{mode}.{share}.kept_mask"):
+    for selection in (name.removesuffix(".kept_mask") for name in case.tensors if name.endswith(".kept_mask")):
+        its_mode, _, name = selection.rpartition(".")
+        if its_mode == mode:
+            number = int(name.removeprefix("r"))
+            told = case.settings.get(f"ratio_{name}", f"{number}/100" if number > 9 else f"1/{number}")
             top, _, bottom = told.removeprefix("keep ").partition("/")
-            found[share] = float(top) / float(bottom or 1)
+            found[name] = float(top) / float(bottom or 1)
     return found
 
 
-def leave_out(case: Case, outcome: Outcome, compared: set[str]) -> None:
-    """Note the modes that are not compared."""
-    modes = {".".join(name.split(".")[:2]) for name in case.tensors if name.endswith((".kept_mask", ".scores"))}
-    outcome.left_out = modes - compared - {"authors.scores"}
+def leave_out(case: Case, outcome: Outcome, *modes: str) -> None:
+    """Leave modes out: what starts with their names."""
+    outcome.leave(*(name for name in case.tensors if name.startswith(tuple(f"{mode}." for mode in modes))))
 
 
 def compare_full(case: Case, outcome: Outcome, compressor: KVCompressor, memory: KVMemory) -> None:
-    """Compare the complete cache, and what is read behind it and behind nothing."""
-    keys, values = (torch.cat(parts, dim=2) for parts in zip(*_parts(compressor, memory), strict=True))
-    outcome.compare("full.keys", keys)
-    outcome.compare("full.values", values)
+    """Compare the complete cache, and what is read behind it and behind nothing at the same positions."""
+    front = compressor.prefix_memory()
+    whole = KVMemory.join([front, memory])
+    outcome.compare("full.keys", rotate_keys(compressor.model, whole.keys, whole.positions))
+    outcome.compare("full.values", whole.values)
     _read(case, outcome, compressor, memory, "full")
+    apart = whole.by_head()
+    nothing = {name: tensor[:0] for name, tensor in apart.tensors().items() if name != "lengths"}
+    nowhere = replace(apart, **nothing, lengths=torch.zeros_like(apart.lengths))
+    outcome.compare("nomemory.logits", compressor.logits(case.tensors["probe_ids"][0], [nowhere]))
 
 
 def compare_selection(case: Case, outcome: Outcome, compressor: KVCompressor, memory: KVMemory, name: str) -> None:
-    """Compare which slots survive, their keys and values, and what is read behind them."""
-    (front_keys, front_values), (keys, values) = _parts(compressor, memory)
-    apart = memory.by_head()
-    lengths = apart.lengths
-    before = front_keys.shape[2]
-    front = torch.arange(before)
-    mask = torch.zeros(case.tensors[f"{name}.kept_mask"].shape, dtype=torch.uint8)
-    kept: list[tuple[Tensor, ...]] = []
-    heads = apart.positions.split(lengths.flatten().tolist())
-    for number, (places, some_keys, some_values) in enumerate(zip(heads, keys, values, strict=True)):
-        layer, head = divmod(number, lengths.shape[1])
-        positions = torch.cat([front, before + places])
-        mask[layer, head, positions] = 1
-        some_keys = torch.cat([front_keys[layer, head], some_keys])
-        kept.append((positions, some_keys, torch.cat([front_values[layer, head], some_values])))
-    positions, all_keys, all_values = (torch.cat(part) for part in zip(*kept, strict=True))
-    outcome.compare(f"{name}.kept_mask", mask.long())
-    outcome.compare(f"{name}.kept_lens", lengths + before)
-    outcome.compare(f"{name}.kept_positions", positions)
-    outcome.compare(f"{name}.keys", all_keys)
-    outcome.compare(f"{name}.values", all_values)
+    """Compare which slots survive, the prefix's first, their keys and values, and what is read behind them."""
+    whole = KVMemory.join([compressor.prefix_memory().by_head(), memory])
+    heads = torch.arange(whole.lengths.numel()).repeat_interleave(whole.lengths.flatten())
+    mask = torch.zeros(whole.lengths.numel(), whole.span, dtype=torch.uint8)
+    mask[heads, whole.positions] = 1
+    outcome.compare(f"{name}.kept_mask", mask.view(*whole.lengths.shape, -1))
+    outcome.compare(f"{name}.kept_lens", whole.lengths)
+    outcome.compare(f"{name}.kept_positions", whole.positions)
+    outcome.compare(f"{name}.keys", rotate_keys(compressor.model, whole.keys, whole.positions))
+    outcome.compare(f"{name}.values", whole.values)
     _read(case, outcome, compressor, memory, name)
 
 
-def _parts(compressor: KVCompressor, memory: KVMemory) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return keys, rotated, and values of the prefix ``[layers, heads, slots, size]`` and of the memory.
-
-    A selection's are a list of tensors ``[slots, size]``, one for each head.
-    """
-    front = compressor.prefix_memory()
-    first = rotate_keys(compressor.model, front.keys, front.positions)
-    if memory.slots == memory.source_tokens:
-        return (first, front.values), (
-            rotate_keys(compressor.model, memory.keys, front.span + memory.positions),
-            memory.values,
-        )
-    apart = memory.by_head()
-    keys = rotate_keys(compressor.model, apart.keys, front.span + apart.positions)
-    lengths = apart.lengths.flatten().tolist()
-    return (first, front.values), (keys.split(lengths), apart.values.split(lengths))
-
-
 def _read(case: Case, outcome: Outcome, compressor: KVCompressor, memory: KVMemory, name: str) -> None:
+    """Compare what follows one question and, where there is one, another; reading leaves a memory as it is."""
     front = [compressor.prefix_memory()] if len(compressor.prefix_ids) else []
-    for probe, ids in (("", "probe_ids"), ("probe2_", "probe2_ids")):
-        read = [*front, memory]
-        if case.has(f"{name}.{probe}logits"):
-            outcome.compare(f"{name}.{probe}logits", compressor.logits(case.tensors[ids][0], read))
-        if case.has(f"{name}.{probe}greedy"):
-            wanted = len(case.tensors[f"{name}.{probe}greedy"])
-            new = compressor.generate_ids(case.tensors[ids][0], read, max_new_tokens=wanted, eos_token_ids=())
-            outcome.compare_ids(f"{name}.{probe}greedy", new)
+    for part in (tensor.removeprefix(f"{name}.") for tensor in case.tensors if tensor.startswith(f"{name}.")):
+        probe = case.tensors["probe2_ids" if part.startswith("probe2") else "probe_ids"][0]
+        if part.endswith("logits"):
+            outcome.compare(f"{name}.{part}", compressor.logits(probe, [*front, memory]))
+        elif part.endswith("greedy"):
+            wanted = len(case.tensors[f"{name}.{part}"])
+            new = compressor.generate_ids(probe, [*front, memory], max_new_tokens=wanted, eos_token_ids=())
+            outcome.compare_ids(f"{name}.{part}", new)

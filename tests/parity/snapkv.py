@@ -28,4 +28,4 @@ def run(case: Case, outcome: Outcome) -> None:
     for name, share in shares(case, MODE).items():
         memory = compressor.compress_ids([text], ratio=1 / share)[0]
         compare_selection(case, outcome, compressor, memory, f"{MODE}.{name}")
-    leave_out(case, outcome, {MODE})
+    leave_out(case, outcome, "kvpress.adakv")

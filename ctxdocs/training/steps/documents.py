@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import GistCompressor
-from ctxdocs.compressors.passes import batch_input
+from ctxdocs.compressors.passes import only_pass
 from ctxdocs.compressors.reading import Layout, ModelInput
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
@@ -172,15 +172,12 @@ class DocumentsStep(Step[Compressor]):
                     layout.add_text(source)
             layout.add_text(torch.cat([last, read]))
             rows.append(layout.finish())
-        inputs = batch_input(compressor.model, rows)
-        cache = inputs.cache if any(row.slots for row in rows) else None
-        states = compressor.backbone.run(
-            inputs.embeds, inputs.positions, mask=inputs.mask, cache=cache, added=inputs.added
-        )
+        states = only_pass(compressor.backbone, rows)
+        lengths = torch.tensor([len(row.positions) for row in rows], device=states.device)
         counts = torch.tensor([len(target) for target in batch["targets"]], device=states.device)
         row_of = torch.arange(len(rows), device=states.device).repeat_interleave(counts)
         within = torch.arange(len(row_of), device=states.device) - (counts.cumsum(0) - counts)[row_of]
-        return states[row_of, (inputs.lengths - 1 - counts)[row_of] + within]
+        return states[row_of, (lengths - 1 - counts)[row_of] + within]
 
     def _by_kind(self, batch: Batch, losses: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of every kind of row that is there."""
