@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument("more", nargs=-1, metavar="[FILE]...")
 @click.option("--recipe", metavar="NAME", help="Start from one of the recipes of --list-recipes.")
 @click.option("--config", "path", metavar="FILE", type=click.Path(path_type=Path), help="A YAML file of options.")
 @click.option("--method", metavar="NAME", help="autocompressor, beacon, ultragist, rcc or ccm.")
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--list-recipes", is_flag=True, help="Print the recipes that come with ctxdocs, and stop.")
 @json_option
 def train(
+    more: tuple[str, ...],
     recipe: str | None,
     path: Path | None,
     method: str | None,
@@ -48,15 +50,16 @@ def train(
       ctxdocs train --recipe tiny-beacon --data texts.jsonl --output runs/beacon
       ctxdocs train --recipe beacon-finetune --init MODEL --data texts.jsonl --output runs/mine
 
-    What is given counts in this order: the recipe, the configuration file, the options, --set. Run the same command
-    again to go on after an interruption.
+    What is given counts in this order: the recipe, the configuration file, the options, --set. Files without an option
+    in front of them are data too. Run the same command again to go on after an interruption.
     """
     from ctxdocs.training import dump_config, load_config, recipes
 
     if list_recipes:
         _list(recipes(), as_json)
         return
-    config = load_config(path, recipe=recipe, changes=changes, method=method, init=init, data_files=data, output=output)
+    given = {"method": method, "init": init, "data_files": [*data, *more], "output": output}
+    config = load_config(path, recipe=recipe, changes=changes, **given)
     if print_config:
         if as_json:
             print_json(asdict(config))

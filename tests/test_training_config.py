@@ -141,14 +141,24 @@ def test_the_command_trains_and_goes_on(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     write_documents(tmp_path / "texts.jsonl")
     (tmp_path / "model.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    write_documents(tmp_path / "more.jsonl", seed=5)
     given = ["--method", "beacon", "--init", tmp_path / "model.json", "--data", tmp_path / "texts.jsonl"]
-    given += ["--output", tmp_path / "out", "--set", "settings.window=16", "--set", "settings.ratio=4"]
+    given += [
+        tmp_path / "more.jsonl",
+        "--output",
+        tmp_path / "out",
+        "--set",
+        "settings.window=16",
+        "--set",
+        "settings.ratio=4",
+    ]
     for change in (f"tokenizer={tmp_path / 'tokenizer'}", "data.sequence_tokens=48", "steps=2", "device=cpu"):
         given += ["--set", change]
     result = run(*given)
     assert result.exit_code == 0, result.output
     assert "step 1/2  loss" in result.stderr
     assert "parameters" in result.stdout
+    assert "more.jsonl" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     again = json.loads(run(*given, "--json").stdout)
     assert again["steps"] == again["resumed_from"] == 2
     assert Path(again["output"]).is_dir()

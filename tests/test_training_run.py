@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import ctxdocs
 from ctxdocs.checkpoints import new_compressor
-from ctxdocs.errors import CheckpointError, DocumentError, InputError, StorageError, TrainingError
+from ctxdocs.errors import CheckpointError, DocumentError, InputError, MissingDependency, StorageError, TrainingError
 from ctxdocs.training import train
 from ctxdocs.training.trainer import CompressorTrainer
 from tests.conftest import tiny_autocompressor, tiny_model
@@ -354,3 +354,10 @@ def test_fields_of_the_trainer_are_checked(config):
 def test_a_lora_needs_layers_that_exist(config):
     with pytest.raises(InputError, match=r"no layers named wq"):
         train(config("train=lora", "lora.layers=[wq]"))
+
+
+def test_reports_need_their_package(config):
+    with pytest.raises(MissingDependency, match="wandb"):
+        train(config("logging.report_to=[wandb]"))
+    with pytest.raises(InputError, match="nonsense"):
+        train(config("logging.report_to=[nonsense]"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ctxdocs.errors import InputError, MissingDependency
@@ -68,11 +70,23 @@ def training_arguments(config: TrainingConfig, steps: int, validate_every: int =
             raise unknown(f"trainer.{name}", [f"trainer.{other}" for other in sorted(known)])
         if name in values or name in fixed or name in ("gradient_checkpointing", "activation_checkpointing"):
             raise InputError(f"trainer.{name} is not for you to set", "see --print-config for the option it stands for")
-    try:
+    with usable_together():
         arguments = TrainingArguments(**values, **fixed, **{"ddp_find_unused_parameters": True, **config.trainer})
-    except ImportError as error:
-        raise MissingDependency(str(error).splitlines()[0], "pip install ctxdocs[train]") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"these options cannot be used together: {' '.join(str(error).split())}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process per device; torchrun starts several
     return arguments
+
+
+@contextmanager
+def usable_together() -> Iterator[None]:
+    """Turn what transformers says of options, and of packages that are not there, into errors of ours."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependency(str(error).splitlines()[0], "pip install ctxdocs[train]") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        if "requires" in said and "installed" in said:  # a package that reports are sent to
+            raise MissingDependency(
+                said.partition(".")[0], "install it, or leave it out of logging.report_to"
+            ) from error
+        raise InputError(f"these options cannot be used together: {said}") from error

@@ -109,8 +109,11 @@ def train(config: TrainingConfig, on_log: OnLog | None = None) -> TrainingResult
         If a checkpoint or the model cannot be written; earlier checkpoints are intact.
     """
     _check_packages()
+    from ctxdocs.training.arguments import training_arguments
+
     config = resolve(config)
     config.check()
+    training_arguments(config, steps=1)  # raises what would otherwise come after the data have been read
     output = Path(config.output)
     check_same(config, output)
     compressor = start(config)
@@ -190,12 +193,13 @@ def _trainer(
     counts: str,
     callbacks: list[TrainerCallback],
 ) -> CompressorTrainer:
-    from ctxdocs.training.arguments import training_arguments
+    from ctxdocs.training.arguments import training_arguments, usable_together
     from ctxdocs.training.trainer import CompressorTrainer
 
     steps = len(batches[1]) // _devices() // config.accumulation
     arguments = training_arguments(config, steps, config.logging.validate_every if held_out else 0)
-    return CompressorTrainer(step, arguments, *batches, held_out, {_DATA: counts}, callbacks)
+    with usable_together():
+        return CompressorTrainer(step, arguments, *batches, held_out, {_DATA: counts}, callbacks)
 
 
 def _finish(

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ class CompressorTrainer(Trainer):
         """Return all batches of the run, in order."""
         return self._loader(self.train_dataset, self.batches)
 
+    @cached_property
+    def _held_out_loader(self) -> DataLoader[Any] | None:
+        return None if self.held_out is None else self._loader(*self.held_out)
+
     def _loader(self, examples: Any, batches: Batches) -> DataLoader[Any]:
         loader: DataLoader[Any] = DataLoader(
             examples,
@@ -137,7 +142,8 @@ class CompressorTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return the mean losses of what is held out; the same whenever it is asked for."""
-        if self.held_out is None:
+        loader = self._held_out_loader
+        if loader is None:
             return {}
         model: Any = self.model_wrapped if self.is_in_train else self.model
         was_training = model.training
@@ -145,7 +151,7 @@ class CompressorTrainer(Trainer):
         sums: dict[str, list[Tensor]] = defaultdict(list)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.args.seed)
-            for inputs in self._loader(*self.held_out):
+            for inputs in loader:
                 carried = None
                 for part in range(self.step.parts):
                     with self.compute_loss_context_manager():
