@@ -137,6 +137,24 @@ def load_compressor(
     return compressor.eval()
 
 
+def method_of(name_or_path: str | os.PathLike[str]) -> str | None:
+    """Return the method that a checkpoint was made with; None for a plain language model.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no checkpoint there.
+    """
+    published = find_published(str(name_or_path))
+    folder = _folder(bundled_path() if str(name_or_path) == BUNDLED else name_or_path)
+    if (card := read_card(folder)) is not None:
+        return card["method"]
+    if published:
+        return published.method
+    adapter = read_adapter(folder) if (folder / ADAPTER_CONFIG).is_file() else None
+    return _recognising(read_json(folder / "config.json", may_lack=adapter is not None), adapter)
+
+
 def new_compressor(
     name_or_path: str | os.PathLike[str],
     method: str,

@@ -84,6 +84,7 @@ def test_options_that_cannot_be_used_are_named(change, said):
     ("changes", "said"),
     [
         (["method=becon"], "method is 'becon'"),
+        (["method=kvzip"], "nothing to train"),
         (["train=all"], "train is 'all'"),
         (["objective=text2"], "objective is"),
         (["precision=int8"], "precision is"),

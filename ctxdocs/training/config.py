@@ -9,6 +9,7 @@ from typing import Any
 from ctxdocs.compressors import METHODS
 from ctxdocs.errors import InputError
 from ctxdocs.training.options import from_mapping, option
+from ctxdocs.training.steps import PUBLISHED
 
 #: Which parameters are trained: the method's own, those and a LoRA on the model, or everything.
 TRAINABLE = ("own", "lora", "full")
@@ -78,7 +79,7 @@ class TrainingConfig:
     """A training run."""
 
     init: Any = option("", "a language model or a compressor to start from: folder, hub name, or configuration")
-    method: str = option("", f"one of {', '.join(METHODS)}")
+    method: str = option("", f"one of {', '.join(PUBLISHED)}")
     output: str = option("", "the folder to write", free=True)
     tokenizer: str = option("", "folder or hub name, where init has none; bundled: that of the bundled model")
     settings: dict[str, Any] = option({}, "settings of the method, as of its compressor")
@@ -122,8 +123,10 @@ class TrainingConfig:
 
     def check_choices(self) -> None:
         """Raise ``InputError`` for a value that is none of those an option has."""
+        if self.method in METHODS and self.method not in PUBLISHED:
+            raise InputError(f"{self.method} works with any model as it is: there is nothing to train")
         for name, value, known in (
-            ("method", self.method, tuple(METHODS)),
+            ("method", self.method, tuple(PUBLISHED)),
             ("train", self.train, TRAINABLE),
             ("objective", self.objective, OBJECTIVES),
             ("precision", self.precision, PRECISIONS),

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxdocs.compressors import METHODS, compressor_class
-from ctxdocs.compressors.saving import read_card
+from ctxdocs.compressors import compressor_class
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.published import BUNDLED, bundled_path
 from ctxdocs.training.config import TrainingConfig
@@ -34,14 +33,14 @@ def start(config: TrainingConfig) -> Compressor:
     """
     import torch
 
-    from ctxdocs.checkpoints import load_compressor, new_compressor
+    from ctxdocs.checkpoints import load_compressor, method_of, new_compressor
 
     torch.manual_seed(config.seed)
     dtype = "float32" if config.train == "full" else config.precision
     where = {"device": "cpu", "dtype": dtype, "attn_implementation": config.attention}
     if (values := _configuration(config.init)) is not None:
         compressor = _from_configuration(values, config)
-    elif (method := _method_of(config.init)) is None:
+    elif (method := method_of(config.init)) is None:
         compressor = new_compressor(config.init, config.method, **where, **config.settings)
     elif method == config.method:
         compressor = load_compressor(config.init, method, **where, **config.settings)
@@ -104,18 +103,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(bundled_path() if name == BUNDLED else name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that there is no tokenizer to be had
         raise CheckpointError(f"no tokenizer could be loaded from {name}: {str(error).splitlines()[0]}") from error
-
-
-def _method_of(name: Any) -> str | None:
-    """Return the method of a compressor's folder; None for a plain model, or a name on the hub that is not known."""
-    folder = bundled_path() if name == BUNDLED else Path(str(name)).expanduser()
-    if (card := read_card(folder)) is not None:
-        return card["method"]
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    config = _read(path)
-    return next((method for method in METHODS if compressor_class(method).recognises(config)), None)
 
 
 def _onto_base(other: Compressor, config: TrainingConfig) -> Compressor:
