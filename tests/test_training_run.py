@@ -333,6 +333,19 @@ def test_sequences_longer_than_the_model_are_refused(config):
         train(config("data.sequence_tokens=4096"))
 
 
+def test_sequences_are_as_long_as_fits_unless_told(config):
+    from ctxdocs.training.run import longest_sequence
+    from ctxdocs.training.steps import build_step
+    from tests.conftest import tiny_gist
+
+    step = build_step(tiny_gist(model=tiny_model(max_position_embeddings=100), ratio=1), "published", {})
+    assert longest_sequence(step, 0) == 64
+    assert longest_sequence(step, 90) == 90
+    with pytest.raises(InputError, match="do not fit"):
+        longest_sequence(step, 110)
+    assert train(config("data.sequence_tokens=0")).steps == 4
+
+
 def test_there_has_to_be_something_to_start_from(config, folder):
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         train(config(init=str(folder / "nowhere")))

@@ -37,7 +37,7 @@ class DataOptions:
     validation_share: float = option(0.0, "share of the titles in files that is held out, and measured instead")
     splits: list[str] = option([], "published splits of questions that are used, such as train; default: all")
     on_error: str = option("raise", "raise or skip: what a line without a record leads to")
-    sequence_tokens: int = option(2048, "longest sequence")
+    sequence_tokens: int = option(0, "longest sequence; 0: 2048, or fewer if the model has no room for them")
     shortest: int = option(2, "documents with fewer tokens are left out")
     packing: str = option("pack", "pack: documents joined and cut to sequence_tokens; documents: one per sequence")
 

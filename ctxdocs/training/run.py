@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 OnLog = Callable[[dict[str, Any]], None]
 #: What is trained on, by file; kept in checkpoints.
 _DATA = "data.json"
+#: Sequences of a run that does not say how long they are.
+_LONGEST, _SHORTEST = 2048, 32
 #: The log, beside the model.
 LOG = "training_log.json"
 
@@ -159,14 +161,14 @@ def _prepare(
     from ctxdocs.training.steps import build_step
 
     step = build_step(compressor, config.objective, getattr(config, config.objective, {}))
-    step.check(config.data.sequence_tokens)
+    options = replace(config.data, sequence_tokens=longest_sequence(step, config.data.sequence_tokens))
     if compressor.tokenizer is None:
         raise InputError("there is no tokenizer to read the data with", "--set tokenizer=FOLDER")
     data, measured = load_data(config.data, compressor.tokenizer, output / "data", config.seed)
     asking = Asking(compressor.tokenizer, compressor.prompt_format)
 
     def drawn(data: TrainingData, leftovers: str) -> tuple[Drawn, Batches] | None:
-        examples = step.examples(data, config.data, asking, config.seed)
+        examples = step.examples(data, options, asking, config.seed)
         groups = np.array([step.group(int(length)) for length in examples.lengths], dtype=np.int64)
         if not len(groups):
             return None
@@ -176,13 +178,34 @@ def _prepare(
     if batches is None:
         raise InputError(
             f"nothing in {', '.join(config.data.files)} is long enough to train on "
-            f"(at least {max(step.shortest, config.data.shortest)} tokens)",
+            f"(at least {max(step.shortest, options.shortest)} tokens)",
             "check data.sequence_tokens, data.shortest and settings",
         )
     per_pass = batches[1].per_pass // _devices()
     steps = config.steps or max(1, math.ceil(config.epochs * per_pass / config.accumulation))
     batches[1].total = steps * config.accumulation * _devices()
     return step, data, batches, drawn(measured, "kept") if measured is not None else None
+
+
+def longest_sequence(step: Step[Any], tokens: int) -> int:
+    """Return the longest sequence: the one that is given, or else the longest that fits the model and the method.
+
+    Raises
+    ------
+    InputError
+        If sequences of that length do not fit.
+    """
+    if not tokens:
+        tokens = _LONGEST
+        while tokens > _SHORTEST:
+            try:
+                step.check(tokens)
+            except InputError:
+                tokens //= 2
+            else:
+                break
+    step.check(tokens)
+    return tokens
 
 
 def _trainer(

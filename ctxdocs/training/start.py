@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
 
 _CONFIGURATIONS = (".json", ".yaml", ".yml")
+#: What a new compressor has to be told, as published.
+_NEEDED: dict[str, dict[str, Any]] = {"autocompressor": {"summary_length": 50}, "ccm": {"num_comp_tokens": 2}}
 
 
 def start(config: TrainingConfig) -> Compressor:
@@ -41,7 +43,7 @@ def start(config: TrainingConfig) -> Compressor:
     if (values := _configuration(config.init)) is not None:
         compressor = _from_configuration(values, config)
     elif (method := method_of(config.init)) is None:
-        compressor = new_compressor(config.init, config.method, **where, **config.settings)
+        compressor = new_compressor(config.init, config.method, **where, **_new_settings(config))
     elif method == config.method:
         compressor = load_compressor(config.init, method, **where, **config.settings)
     else:
@@ -105,6 +107,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"no tokenizer could be loaded from {name}: {str(error).splitlines()[0]}") from error
 
 
+def _new_settings(config: TrainingConfig) -> dict[str, Any]:
+    return {**_NEEDED.get(config.method, {}), **config.settings}
+
+
 def _onto_base(other: Compressor, config: TrainingConfig) -> Compressor:
     """Put the method onto the language model of another method's compressor."""
     from ctxdocs.checkpoints import checked_settings
@@ -113,7 +119,7 @@ def _onto_base(other: Compressor, config: TrainingConfig) -> Compressor:
         if name in vars(other.model.config):
             delattr(other.model.config, name)
     cls = compressor_class(config.method)
-    settings = checked_settings(cls, config.settings)
+    settings = checked_settings(cls, _new_settings(config))
     return cls.from_base(other.model, other.tokenizer, prompt_format=other.prompt_format, **settings)
 
 
@@ -161,4 +167,4 @@ def _from_configuration(values: dict[str, Any], config: TrainingConfig) -> Compr
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"no model can be built from the configuration: {error}", "init needs a model_type") from error
     cls = compressor_class(config.method)
-    return cls.from_base(model, tokenizer, **checked_settings(cls, config.settings))
+    return cls.from_base(model, tokenizer, **checked_settings(cls, _new_settings(config)))
