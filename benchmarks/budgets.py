@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": measure.command_line(),
         "environment": measure.environment(compressor.backbone.device),
-        "compressor": inputs.describe(compressor, argparse.Namespace(shape=None)),
+        "compressor": inputs.describe(compressor, None),
         "documents": len(stretches),
         "exact": {"bytes/token": whole[0].nbytes / document, "loss": exact},
         "budgets": [

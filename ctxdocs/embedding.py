@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ctxdocs.cpu import multiplies_bfloat16
 from ctxdocs.errors import CtxdocsError, InputError, MissingDependency
 from ctxdocs.quiet import quiet_transformers
 
@@ -177,7 +178,7 @@ def _load_default(device: str | torch.device | None) -> Embedder:
                 f"the default embedder {DEFAULT_EMBEDDER} is neither installed nor within reach",
                 "pip install 'ctxdocs[offline]'",
             ) from error
-    if model.device.type == "cpu" and _cpu_multiplies_bfloat16():
+    if model.device.type == "cpu" and multiplies_bfloat16():
         # Faster there, and the vectors stay within rounding of float32's. Other models were not tried and stay as
         # published.
         model = model.bfloat16()
@@ -240,14 +241,6 @@ def _packaged_default() -> Path | None:
     if digest != _DEFAULT_SHA256:
         raise CtxdocsError(f"{weights}: not the published weights of {DEFAULT_EMBEDDER}", _REINSTALL)
     return folder
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    import torch
-
-    # Older releases of torch do not tell.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _from_sentence_transformer(model: SentenceTransformer, name: str, *, reloadable: bool) -> Embedder:

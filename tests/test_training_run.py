@@ -346,6 +346,12 @@ def test_sequences_are_as_long_as_fits_unless_told(config):
     assert train(config("data.sequence_tokens=0")).steps == 4
 
 
+def test_a_run_does_not_replace_what_it_starts_from(config):
+    output = train(config()).output
+    with pytest.raises(InputError, match="cannot start from what it replaces"):
+        train(config(init=output))
+
+
 def test_there_has_to_be_something_to_start_from(config, folder):
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         train(config(init=str(folder / "nowhere")))

@@ -122,7 +122,7 @@ class Asking:
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self._glue = "" if prompt_format.template[-1:].isspace() else " "
         eos = tokenizer.eos_token_id
-        self.end = torch.tensor([eos]) if eos is not None else encode_text(tokenizer, prompt_format.stop[0])
+        self.end = torch.tensor([eos]) if eos is not None else encode_text(tokenizer, "".join(prompt_format.stop[:1]))
 
     def as_text(self, question: Question) -> Tensor:
         """Return the prompt that asks a question about the text of its contexts, int64 ``[tokens]``."""

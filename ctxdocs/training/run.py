@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,13 +33,12 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from ctxdocs.compressors.base import Compressor
+    from ctxdocs.training.callbacks import OnLog
     from ctxdocs.training.data import TrainingData
     from ctxdocs.training.sampling import Batches, Drawn
     from ctxdocs.training.steps.base import Step
     from ctxdocs.training.trainer import CompressorTrainer
 
-#: Told every line of the log as it is written: ``{"loss": ..., "step": ..., ...}``.
-OnLog = Callable[[dict[str, Any]], None]
 #: What is trained on, by file; kept in checkpoints.
 _DATA = "data.json"
 #: Sequences of a run that does not say how long they are.
@@ -110,13 +108,16 @@ def train(config: TrainingConfig, on_log: OnLog | None = None) -> TrainingResult
     StorageError
         If a checkpoint or the model cannot be written; earlier checkpoints are intact.
     """
-    _check_packages()
+    _check_package()
     from ctxdocs.training.arguments import training_arguments
+    from ctxdocs.training.callbacks import Reporter, interruptible
 
     config = resolve(config)
     config.check()
     training_arguments(config, steps=1)  # raises what would otherwise come after the data have been read
     output = Path(config.output)
+    if isinstance(config.init, str) and Path(config.init).expanduser().resolve() == output.resolve():
+        raise InputError(f"a run into {output} cannot start from what it replaces", "choose another --output")
     check_same(config, output)
     compressor = start(config)
     step, train_data, batches, held_out = _prepare(config, compressor, output)
@@ -128,13 +129,10 @@ def train(config: TrainingConfig, on_log: OnLog | None = None) -> TrainingResult
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         _check_data(checkpoint, counts)
-    with _being_trained(compressor, config.recompute), _interruptible() as stop:
-        trainer = _trainer(config, step, batches, held_out, counts, [_reporter(on_log), stop])
+    with _being_trained(compressor, config.recompute), interruptible() as stop:
+        trainer = _trainer(config, step, batches, held_out, counts, [Reporter(on_log), stop])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        measured = any(
-            "eval_loss" in line and line["step"] == trainer.state.global_step for line in trainer.state.log_history
-        )
-        if not measured and not stop.requested:
+        if not stop.requested and trainer.state.global_step not in trainer.measured_steps:
             trainer.evaluate()
     result = TrainingResult(
         output=str(output),
@@ -261,12 +259,9 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _check_packages() -> None:
-    for name in ("accelerate", "yaml"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise MissingDependency(f"training needs {name}", "pip install ctxdocs[train]") from error
+def _check_package() -> None:
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingDependency("training needs accelerate", "pip install ctxdocs[train]")
 
 
 @contextmanager
@@ -284,48 +279,3 @@ def _being_trained(compressor: Compressor, recompute: bool) -> Iterator[None]:
         compressor.forget_fingerprint()
         for backbone in backbones:
             backbone.recomputes = False
-
-
-def _reporter(on_log: OnLog | None) -> TrainerCallback:
-    from transformers import TrainerCallback
-
-    class Reporter(TrainerCallback):
-        """Passes lines of the log on."""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            says_something = any(name in (logs or {}) for name in ("loss", "eval_loss"))
-            if on_log is not None and says_something and state.is_world_process_zero:
-                on_log({**(logs or {}), "step": state.global_step, "of_steps": state.max_steps})
-
-    return Reporter()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Any]:
-    """Have the first Ctrl-C (or SIGTERM) end the run after the running step, with a checkpoint; the second at once."""
-    from transformers import TrainerCallback
-
-    class Stop(TrainerCallback):
-        """Ends training when asked to."""
-
-        requested = False
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.requested:
-                control.should_save = control.should_training_stop = True
-
-    stop = Stop()
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: Any) -> None:
-        stop.requested = True
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

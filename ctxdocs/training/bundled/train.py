@@ -16,6 +16,7 @@ from ctxdocs.checkpoints import load_compressor
 from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import ActivationBeacon
+from ctxdocs.cpu import multiplies_bfloat16
 from ctxdocs.errors import InputError
 from ctxdocs.training.bundled.batches import Batch, Batches, Rows
 from ctxdocs.training.bundled.checkpoint import Progress, check_preset, load_checkpoint, save_checkpoint
@@ -136,6 +137,7 @@ def train(
     progress = load_checkpoint(output, compressor, optimisers) or Progress(preset, device)
     batches = Batches(load_split(cache, "train"), recipe, seed)
     frequencies = batches.token_frequencies().to(device)
+    in_bfloat16 = torch.device(device).type != "cpu" or multiplies_bfloat16()
     if compile_layers:
         compressor.model.base_model.compile(dynamic=True)
     logger.info("%s parameters, from step %d", f"{count_parameters(compressor):,}", progress.step)
@@ -145,7 +147,7 @@ def train(
         while progress.seconds < minutes * 60:
             set_rates(optimisers, recipe, progress.seconds / (minutes * 60))
             batch = _to(batches.batch(progress.step), device)
-            with torch.autocast(device_type=torch.device(device).type, dtype=torch.bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=in_bfloat16):
                 parts = losses(compressor, batch, frequencies)
                 loss = total(parts)
             loss.backward()
