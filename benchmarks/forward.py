@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.compressors.base import Compressor, batches_by_length, default_batch_tokens
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.batching import batches_by_length, default_batch_tokens
 from ctxdocs.modeling.backbone import Backbone
 
 

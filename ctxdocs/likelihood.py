@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctxdocs.compressors.base import Compressor, batches_by_length, default_batch_tokens
+from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.batching import batches_by_length, default_batch_tokens
 from ctxdocs.compressors.passes import only_pass
 from ctxdocs.compressors.reading import ModelInput
 from ctxdocs.errors import InputError

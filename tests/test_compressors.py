@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ctxdocs import FingerprintMismatch, InputError, KVMemory, SoftPrompt
 from ctxdocs.compressors import METHODS, compressor_class
-from ctxdocs.compressors.base import batches_by_length
+from ctxdocs.compressors.batching import batches_by_length
 from ctxdocs.modeling.backbone import Backbone
 from ctxdocs.modeling.layers import AddedStates
 from ctxdocs.modeling.rotary import rotate_keys

@@ -8,7 +8,7 @@ memory is read follows from its kind.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ctxdocs import generation
 from ctxdocs.checks import items, whole_number
 from ctxdocs.compressors import identity, saving
+from ctxdocs.compressors.batching import batches_by_length, default_batch_tokens
 from ctxdocs.compressors.passes import ReadState, batch_input, first_pass, next_pass, only_pass
 from ctxdocs.compressors.reading import Layout, ModelInput
 from ctxdocs.errors import FingerprintMismatch, InputError
@@ -460,28 +461,3 @@ class Compressor(nn.Module, abc.ABC):
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
         made = encode_parts([*as_memories(memories), *parts], self.tokenizer)
         return made if self.prefix_ids is None else with_prefix(made, self.prefix_ids)
-
-
-def default_batch_tokens(device: torch.device) -> int:
-    """Return how many tokens a batch should hold to keep a device busy."""
-    # On a CPU larger batches were slower, in caches too small for them (benchmarks/compress.py --batch-tokens).
-    return 1024 if device.type == "cpu" else 65536
-
-
-def batches_by_length(lengths: Sequence[int], budget: int, at_once: Callable[[int], int] = int) -> Iterator[list[int]]:
-    """Group indices of similar length, longest first, so that what runs at once stays within ``budget``.
-
-    Longest first, because a batch that does not fit in memory then fails at once and not at the end. ``at_once`` says
-    how much of a length runs at once; default all of it.
-    """
-    batch: list[int] = []
-    share = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * share > budget:
-            yield batch
-            batch = []
-        if not batch:
-            share = at_once(lengths[index])
-        batch.append(index)
-    if batch:
-        yield batch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctxdocs import generation
-from ctxdocs.compressors.base import batches_by_length, default_batch_tokens
+from ctxdocs.compressors.batching import batches_by_length, default_batch_tokens
 from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.likelihood import Likelihood, likelihoods
 from ctxdocs.memory import Memory

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import ctxdocs
-from ctxdocs.compressors.gist import GistCompressor, GistSession
+from ctxdocs.compressors.gist import GistCompressor
+from ctxdocs.compressors.gist_sessions import GistSession
 from ctxdocs.training.steps.gist import GistStep
 
 from .case import CALL, Case, Outcome, Unsupported
