@@ -143,7 +143,7 @@ class CompressorTrainer(Trainer):
     @property
     def measured_steps(self) -> set[int]:
         """Steps after which what is held out has been measured."""
-        return {line["step"] for line in self.state.log_history if "eval_loss" in line}
+        return {int(line["step"]) for line in self.state.log_history if "eval_loss" in line}
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return the mean losses of what is held out; the same whenever it is asked for."""
