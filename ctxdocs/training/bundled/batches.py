@@ -105,14 +105,14 @@ class Batches:
         half = max(1, recipe.rows // 2)
         windows = np.stack([self._window(rng, length + room) for _ in range(recipe.rows)])
         rebuilt = rng.permutation(recipe.rows)[:half]
-        asked = [question_document(rng, self._questions, length, room, self._not_found) for _ in range(half)]
+        asked = [question_document(rng, self._questions, length, room, self._not_found) for _ in range(recipe.asked)]
         documents = np.concatenate([windows[:, :length], [ids for ids, _, _ in asked]])
         again = windows[rebuilt, : min(room - 1, length)]
         again = np.pad(again, ((0, 0), (1, room - 1 - again.shape[1])), constant_values=PADDING_ID)
         again[:, 0] = DOCUMENT_ID
         reads = np.concatenate([windows[:, length:], again, [ids for _, ids, _ in asked]])
         weights = np.concatenate([np.ones((recipe.rows, room)), again != PADDING_ID, [w for _, _, w in asked]])
-        right = np.concatenate([np.arange(recipe.rows), rebuilt, recipe.rows + np.arange(half)])
+        right = np.concatenate([np.arange(recipe.rows), rebuilt, recipe.rows + np.arange(recipe.asked)])
         return Batch(
             documents=torch.from_numpy(documents),
             reads=Rows(torch.from_numpy(reads), torch.from_numpy(weights).float()),

@@ -23,10 +23,11 @@ _TABLES = {
     "minilm": "that of all-MiniLM-L6-v2 (Apache-2.0), carried over to this tokenizer; the layers start from scratch",
     "random": "random",
 }
-_NAMES = {"autocompressor": "AutoCompressor", "beacon": "Activation Beacon"}
+_NAMES = {"autocompressor": "AutoCompressor", "beacon": "Activation Beacon", "kvzip": "KVzip"}
 _BEHIND = {
     "autocompressor": "; each summary vector\nalso names, through the output head, words of its document",
     "beacon": " into\neverything; the ratio is drawn per step",
+    "kvzip": ";\nin training they hold every slot of their document",
 }
 
 _CARD = """# The bundled model
@@ -148,7 +149,7 @@ def _memory(compressor: Compressor) -> str:
         return f"{compressor.summary_length} summary vectors per segment of up to {compressor.segment_tokens} tokens"
     if isinstance(compressor, GistCompressor):
         return f"keys and values of beacon tokens behind windows of up to {compressor.window} tokens"
-    return compressor.method
+    return "keys and values of the document's own tokens: every fourth or so that repeating the document needs most"
 
 
 def _shape(config: PretrainedConfig) -> str:

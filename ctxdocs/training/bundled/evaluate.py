@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxdocs import generation
+from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.compressors.base import Compressor
-from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.datasets.tokens import TokenSequences
 from ctxdocs.evaluation import statistics
 from ctxdocs.likelihood import likelihoods
@@ -26,7 +26,7 @@ from ctxdocs.training.bundled.tokenizer import END
 
 #: What all contexts are compared with. ``other memory`` is that of another document: the control.
 NOTHING = "nothing"
-#: Tokens per slot that memories of gist tokens are measured at.
+#: Tokens per slot that memories are measured at, but summary vectors.
 RATIOS = (4, 8)
 DOCUMENT_TOKENS = 256
 CONTINUATION_TOKENS = 64
@@ -97,14 +97,12 @@ def contexts_of(
         return [[memory, *closing] for memory in compressor.compress_ids(documents)]
 
     found: dict[str, list[list[Tensor | Memory]]] = {NOTHING: [[] for _ in texts]}
-    if isinstance(compressor, GistCompressor):
-        trained = compressor.ratio
-        for ratio in RATIOS:
-            compressor.ratio = [ratio]
-            found[f"memory {ratio}x"] = read(texts)
-        compressor.ratio = trained
-    else:
+    if isinstance(compressor, AutoCompressor):
         found["memory"] = read(texts)
+    else:
+        for ratio in RATIOS:
+            with compressor.configured(**compressor.settings_at_ratio(ratio)):
+                found[f"memory {ratio}x"] = read(texts)
     found["other memory"] = read(others)
     found["text"] = [[text] for text in texts]
     return found

@@ -5,7 +5,7 @@ Both go through the compressors' own paths; what is here arranges whole batches,
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.compressors.gist_windows import Windows
+from ctxdocs.compressors.kvzip import KVzip
 from ctxdocs.errors import InputError
-from ctxdocs.modeling.kv import fill_cache
+from ctxdocs.modeling.kv import fill_cache, recorded_keys_values
 from ctxdocs.modeling.rotary import rotate_keys
 from ctxdocs.training.bundled.tokenizer import END, SPECIAL_TOKENS
 
@@ -79,26 +80,17 @@ class SummaryVectors:
         return self.compressor.summary_length
 
 
-class GistKeys:
-    """Memories of a gist compressor: keys and values, ``[2, layers, documents, kv_heads, slots, head_dim]``.
+class CachedKeys:
+    """Memories that are read as a cache: keys and values, ``[2, layers, documents, kv_heads, slots, head_dim]``.
 
     Parameters
     ----------
-    compressor : GistCompressor
-        Under training; its gist tokens stand behind the window.
+    compressor : GistCompressor or KVzip
+        Under training.
     """
 
-    def __init__(self, compressor: GistCompressor) -> None:
+    def __init__(self, compressor: Any) -> None:
         self.compressor = compressor
-
-    def write(self, documents: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
-        """See :class:`Memories`."""
-        compressor = self.compressor
-        compressor.ratio = [ratio]
-        windows = Windows(compressor, len(documents))
-        states = windows.read(documents)
-        nothing = documents[:, :0]
-        return states, torch.stack(windows.close(nothing, nothing.sum(1)), dim=2)
 
     def read(self, memories: Tensor, which: Tensor, ids: Tensor, *, closed: bool) -> Tensor:
         """See :class:`Memories`; nothing ever follows a memory."""
@@ -110,9 +102,42 @@ class GistKeys:
         cache = fill_cache(rotate_keys(self.compressor.model, keys, place[:slots]), values)
         return backbone.run(backbone.embed(ids), place[slots:][None], cache=cache)
 
+
+class GistKeys(CachedKeys):
+    """Those of gist tokens, which stand behind the window."""
+
+    def write(self, documents: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+        """See :class:`Memories`."""
+        compressor = self.compressor
+        compressor.ratio = [ratio]
+        windows = Windows(compressor, len(documents))
+        states = windows.read(documents)
+        nothing = documents[:, :0]
+        return states, torch.stack(windows.close(nothing, nothing.sum(1)), dim=2)
+
     def slots(self, tokens: int, ratio: int) -> int:
         """See :class:`Memories`."""
         return -(-tokens // ratio)
+
+
+class OwnKeys(CachedKeys):
+    """Those of the documents' own tokens, all of them: what a method without training keeps the best of.
+
+    No gradient is needed for choosing, and what is chosen is read like the whole. So the model learns to read
+    documents that were computed apart, and to repeat them, by which KVzip tells what to keep.
+    """
+
+    def write(self, documents: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+        """See :class:`Memories`; the ratio is of no account."""
+        backbone = self.compressor.backbone
+        place = torch.arange(documents.shape[1], device=documents.device)[None]
+        with recorded_keys_values(self.compressor.model) as recorded:
+            states = backbone.run(backbone.embed(documents), place)
+        return states, torch.stack([recorded.keys, recorded.values])
+
+    def slots(self, tokens: int, ratio: int) -> int:
+        """No more run through the layers than the document has tokens."""
+        return 0
 
 
 def memories_of(compressor: Compressor) -> Memories:
@@ -127,4 +152,6 @@ def memories_of(compressor: Compressor) -> Memories:
         return SummaryVectors(compressor)
     if isinstance(compressor, GistCompressor) and not compressor.interleaves:
         return GistKeys(compressor)
+    if isinstance(compressor, KVzip):
+        return OwnKeys(compressor)
     raise InputError(f"the bundled model is no {compressor.method} compressor", "choose another preset")

@@ -14,10 +14,10 @@ class Recipe:
     ----------
     vocabulary, width, inner, layers, heads, kv_heads, positions : int
         The Llama model: tokens, hidden size, feed-forward size, and so on. The head is tied to the token table.
-    method : {"beacon", "autocompressor"}
-        Keys and values of beacon tokens behind each document, or summary vectors.
+    method : {"kvzip", "beacon", "autocompressor"}
+        The documents' own keys and values, those of beacon tokens behind each document, or summary vectors.
     ratios : tuple of int
-        Tokens per beacon token, one drawn per step; the first is the default of the model.
+        Tokens per slot, one drawn per step where that matters to training; the first is the default of the model.
     summary_length : int
         Summary vectors per document.
     document_tokens : tuple of int
@@ -29,7 +29,9 @@ class Recipe:
     most_memories : int
         Memories in front of one row, one to this many, drawn per step.
     rows : int
-        Documents of running text per step; half as many are rebuilt, and half as many more are asked about.
+        Documents of running text per step; half as many are rebuilt.
+    asked : int
+        Documents per step that are asked about.
     plain_tokens : int
         Tokens of plain rows per step: text as it stands, and questions behind their document's text.
     matrix_rate, table_rate : float
@@ -52,10 +54,11 @@ class Recipe:
     text_tokens: tuple[int, ...]
     most_memories: int
     rows: int
+    asked: int
     plain_tokens: int
     matrix_rate: float
     table_rate: float
-    method: Literal["beacon", "autocompressor"] = "beacon"
+    method: Literal["kvzip", "beacon", "autocompressor"] = "kvzip"
     ratios: tuple[int, ...] = (4, 8)
     summary_length: int = 16
     warmup: float = 0.02
@@ -72,12 +75,13 @@ PRESETS = {
         heads=4,
         kv_heads=4,
         positions=2048,
-        document_tokens=(96, 160, 256),
+        document_tokens=(128, 256),
         read_tokens=96,
         text_tokens=(256, 512, 1024),
         most_memories=3,
-        rows=6,
-        plain_tokens=1536,
+        rows=4,
+        asked=10,
+        plain_tokens=1024,
         matrix_rate=4e-3,
         table_rate=4e-3,
     ),
@@ -95,6 +99,7 @@ PRESETS = {
         text_tokens=(512, 1024, 2048),
         most_memories=4,
         rows=256,
+        asked=256,
         plain_tokens=131_072,
         matrix_rate=4e-3,
         table_rate=3e-3,
@@ -106,7 +111,7 @@ PRESETS = {
         layers=2,
         heads=2,
         kv_heads=1,
-        positions=512,
+        positions=1024,
         document_tokens=(16,),
         ratios=(4,),
         summary_length=4,
@@ -114,11 +119,15 @@ PRESETS = {
         text_tokens=(32,),
         most_memories=2,
         rows=4,
+        asked=2,
         plain_tokens=128,
         matrix_rate=4e-3,
         table_rate=4e-3,
         table="random",
     ),
 }
-# The same with summary vectors, for comparison.
-PRESETS |= {f"{name}-vectors": replace(recipe, method="autocompressor") for name, recipe in PRESETS.items()}
+# The same with memories that are trained, for comparison.
+PRESETS |= {
+    **{f"{name}-beacon": replace(recipe, method="beacon") for name, recipe in PRESETS.items()},
+    **{f"{name}-vectors": replace(recipe, method="autocompressor") for name, recipe in PRESETS.items()},
+}

@@ -16,6 +16,7 @@ from ctxdocs.checkpoints import load_compressor
 from ctxdocs.compressors.autocompressor import AutoCompressor
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.gist import ActivationBeacon
+from ctxdocs.compressors.kvzip import KVzip
 from ctxdocs.cpu import multiplies_bfloat16
 from ctxdocs.errors import InputError
 from ctxdocs.training.bundled.batches import Batch, Batches, Rows
@@ -26,7 +27,13 @@ from ctxdocs.training.bundled.memories import memories_of
 from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
 from ctxdocs.training.bundled.recipe import PRESETS, Recipe
 from ctxdocs.training.bundled.table import initial_table
-from ctxdocs.training.bundled.tokenizer import PROMPT_FORMAT, VECTORS_PROMPT_FORMAT, load_tokenizer
+from ctxdocs.training.bundled.tokenizer import (
+    DOCUMENT,
+    PROMPT_FORMAT,
+    SPECIAL_TOKENS,
+    VECTORS_PROMPT_FORMAT,
+    load_tokenizer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +99,19 @@ def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0, init: 
             segment_tokens=longest,
             prompt_format=VECTORS_PROMPT_FORMAT,
         )
-    return ActivationBeacon(
-        model, tokenizer, window=longest, ratio=recipe.ratios[0], placement="append", prompt_format=PROMPT_FORMAT
+    if recipe.method == "beacon":
+        return ActivationBeacon(
+            model, tokenizer, window=longest, ratio=recipe.ratios[0], placement="append", prompt_format=PROMPT_FORMAT
+        )
+    # In training, this is what a document that is to be repeated stands behind.
+    repeat = [SPECIAL_TOKENS.index(DOCUMENT)]
+    return KVzip(
+        model,
+        tokenizer,
+        ratio=recipe.ratios[0],
+        prefix="none",
+        request={"first": repeat, "next": repeat, "suffix": []},
+        prompt_format=PROMPT_FORMAT,
     )
 
 
