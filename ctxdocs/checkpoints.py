@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ctxdocs.checkpoint_files import ADAPTER_CONFIG, WEIGHTS, first_line, listed, read_adapter, read_json, read_weights
 from ctxdocs.compressors import METHODS, compressor_class
 from ctxdocs.compressors.saving import ENCODER_CONFIG, read_card
+from ctxdocs.cpu import multiplies_bfloat16
 from ctxdocs.errors import CheckpointError, InputError
 from ctxdocs.hub import download, download_tokenizer
 from ctxdocs.prompts import PromptFormat
@@ -54,7 +55,8 @@ def load_compressor(
     device : str or torch.device
         ``"auto"`` is the first CUDA device, or the CPU.
     dtype : str or torch.dtype
-        ``"auto"`` is the dtype the checkpoint was saved in. A name like ``"bfloat16"`` works too.
+        ``"auto"`` is the dtype the checkpoint was saved in; for the bundled model on a processor that has no
+        instructions for it, float32. A name like ``"bfloat16"`` works too.
     attn_implementation : str
         ``"auto"`` lets transformers choose; ``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` force one.
     **settings
@@ -78,6 +80,8 @@ def load_compressor(
     """
     name_or_path = BUNDLED if name_or_path is None else str(name_or_path)
     device = _device(device)
+    if name_or_path == BUNDLED and dtype == "auto" and str(device) == "cpu" and not multiplies_bfloat16():
+        dtype = "float32"
     published = find_published(name_or_path)
     folder = _folder(bundled_path() if name_or_path == BUNDLED else name_or_path)
     card = read_card(folder)
