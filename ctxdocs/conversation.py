@@ -19,14 +19,13 @@ from ctxdocs import generation
 from ctxdocs.answers import Answer
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.errors import CheckpointError, InputError
-from ctxdocs.prompts import Piece, assemble, begins_with, begun, encode_pieces
+from ctxdocs.prompts import Piece, assemble, begins_with, begun, encode_pieces, with_bos
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.generation import Generation, GenerationOptions
     from ctxdocs.library import Library
     from ctxdocs.memory import Memory
-    from ctxdocs.prompts import Prompt
 
 
 class Conversation:
@@ -41,7 +40,7 @@ class Conversation:
     k : int
         Chunks to read of the library.
     system : str, optional
-        What the model is told before the first turn.
+        What the model is told before the first turn; kept with a conversation that is saved.
     **options
         Fields of :class:`ctxdocs.generation.GenerationOptions`.
 
@@ -60,16 +59,21 @@ class Conversation:
         system: str | None = None,
         **options: Any,
     ) -> None:
-        self.compressor = compressor
         self.library = library
         self.k = k
-        self.format = ChatFormat.of(compressor, system)
+        self._given = compressor
+        self._begin(system)
         options.setdefault("stop", self.format.turn.stop)
         try:
             self.options: GenerationOptions = generation.GenerationOptions(**options)
         except TypeError as error:
             raise InputError(f"unknown option: {error}") from error
-        self.session = compressor.session()
+        self.session = self.compressor.session()
+
+    def _begin(self, system: str | None) -> None:
+        self.format = ChatFormat.of(self._given, system)
+        self.compressor = self._given.opened(self.format.opening)
+        self.system = system
 
     @property
     def turns(self) -> list[dict[str, str]]:
@@ -106,13 +110,19 @@ class Conversation:
 
     def save(self, path: str | Path) -> None:
         """Write the conversation to a file; see :meth:`ctxdocs.compressors.sessions.Session.save`."""
+        if self.system:
+            self.session.note["system"] = self.system
         self.session.save(path)
 
     def load(self, path: str | Path) -> None:
-        """Go on with a conversation that was saved; on an error the running one stays."""
+        """Go on with a conversation that was saved, behind its own system text; on an error the running one stays."""
         session = self.compressor.load_session(path)
-        if not isinstance(session.note.get("turns", []), list):
+        system = session.note.get("system")
+        if not isinstance(session.note.get("turns", []), list) or not isinstance(system, str | None):
             raise CheckpointError(f"{path} holds no conversation")
+        if system != self.system:
+            self._begin(system)
+            session = self.compressor.load_session(path)
         self.session = session
 
     def _from_session(self, question: str) -> Generator[str, None, Answer]:
@@ -130,8 +140,11 @@ class Conversation:
         tokenizer: Any = self.compressor.tokenizer
         hits = library.search(question, self.k)
         history = self.memory()
-        prompt = assemble(self._pieces(question, library.memories(hits)), tokenizer)
-        prompt = self._begun([history, *prompt] if history else prompt)
+        sources, prefix = library.memories(hits), self.compressor.prefix_ids
+        if history is None:
+            prompt = self.format.first_turn.build(question, sources, tokenizer, prefix)
+        else:
+            prompt = begun([history, *assemble(self._pieces(question, sources), tokenizer)], tokenizer, prefix)
         pieces = generation.stream(self.compressor, prompt, self.options)
         answer = Answer(sources=hits)
         try:
@@ -166,17 +179,16 @@ class Conversation:
 
     def _encoded(self, question: str, rest: Sequence[Piece]) -> Tensor:
         """Return the ids of a turn's text, as the session is fed them."""
+        tokenizer: Any = self.compressor.tokenizer
         pieces: list[Any] = [*self._pieces(question, []), *rest]
-        ids = encode_pieces(self.compressor.tokenizer, pieces)  # type: ignore[arg-type]
+        ids = encode_pieces(tokenizer, pieces)
         if self.session.tokens_seen:
             return ids
         prefix = self.compressor.prefix_ids
         if prefix is None:
-            return torch.cat(self._begun([ids]))  # type: ignore[arg-type]
+            return ids if self.format.turn.bos == "template" else torch.cat(with_bos([ids], tokenizer))  # type: ignore[arg-type]
         # The session begins with the prefix by itself.
-        return ids[len(prefix) :] if begins_with(ids, prefix) else ids
-
-    def _begun(self, prompt: Prompt) -> Prompt:
-        """Put in front of a prompt what it begins with, if that is not there."""
-        prefix, tokenizer = self.compressor.prefix_ids, self.compressor.tokenizer
-        return begun(prompt, tokenizer, prefix) if self.format.adds_bos or prefix is not None else prompt  # type: ignore[arg-type]
+        if begins_with(ids, prefix):
+            return ids[len(prefix) :]
+        opening_is_prefix = begins_with(encode_pieces(tokenizer, pieces[:1]), prefix)
+        return encode_pieces(tokenizer, pieces[1:]) if opening_is_prefix else ids

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ctxdocs.checks import items
+from ctxdocs.checks import items, one_of
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 
@@ -37,6 +37,11 @@ class PromptFormat:
     text, memory : str
         One source that is read as raw text, and one that is read as a memory, each holding ``{source}`` once. By
         default texts stand apart and memories side by side, as the published models saw them.
+    memories_end : str
+        What stands behind the last memory, in front of the question.
+    bos : str
+        Who puts the beginning-of-sequence token in front where there is no prefix: the ``"tokenizer"``, if it does that
+        with texts, or the ``"template"``, as chat templates do if they want one.
     stop : tuple of str
         Strings that end an answer; they are not part of it.
     answer_end : str
@@ -46,6 +51,8 @@ class PromptFormat:
     template: str = "{sources}Question: {question}\nAnswer:"
     text: str = "{source}\n\n"
     memory: str = "{source}"
+    memories_end: str = ""
+    bos: str = "tokenizer"
     stop: tuple[str, ...] = ("\nQuestion:", "\n\n")
     answer_end: str = "\n\n"
 
@@ -57,6 +64,7 @@ class PromptFormat:
                 "a prompt format needs {sources} and then {question} in its template, "
                 "and {source} in its text and in its memory"
             )
+        one_of("bos", self.bos, ("tokenizer", "template"))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> PromptFormat:
@@ -85,7 +93,8 @@ class PromptFormat:
         The template's own text may hold special tokens. Question and sources come from outside: whatever in them
         looks like a special token stays plain text. In front of all stands the compressor's prefix, if it has one.
         """
-        return begun(assemble([Piece(self.head), *self.pieces(question, sources)], tokenizer), tokenizer, prefix_ids)
+        pieces = [Piece(self.head), *self.pieces(question, sources)]
+        return self._begun(assemble(pieces, tokenizer), tokenizer, prefix_ids)
 
     def pieces(self, question: str, sources: Sequence[Memory | str] = ()) -> list[Memory | Piece]:
         """Return the pieces of a prompt from its sources on."""
@@ -96,6 +105,8 @@ class PromptFormat:
             before, _, after = (self.memory if is_memory else self.text).partition(_SOURCE)
             place = source if isinstance(source, Memory) else Piece(source, trusted=False)
             pieces += [Piece(before), place, Piece(after)]
+        if sources and isinstance(sources[-1], Memory):
+            pieces.append(Piece(self.memories_end))
         return [*pieces, Piece(before_question), Piece(question, trusted=False), Piece(tail)]
 
     def build_up_to_question(
@@ -112,7 +123,9 @@ class PromptFormat:
         that there is something to predict the others by.
         """
         pieces = [Piece(self.head), *self.pieces(question, sources)][:-1]
-        prompt, front = (begun(assemble(some, tokenizer), tokenizer, prefix_ids) for some in (pieces, pieces[:-1]))
+        prompt, front = (
+            self._begun(assemble(some, tokenizer), tokenizer, prefix_ids) for some in (pieces, pieces[:-1])
+        )
         last = prompt.pop()
         if isinstance(last, Memory):
             raise InputError("the question is empty", "ask something")
@@ -126,6 +139,18 @@ class PromptFormat:
     def head(self) -> str:
         """The template's text in front of the sources."""
         return self.template.partition(_SOURCES)[0]
+
+    def _begun(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prefix_ids: Tensor | None) -> Prompt:
+        """Put in front what the prompt begins with, unless the head brings it."""
+        if prefix_ids is None:
+            return prompt if self.bos == "template" else with_bos(prompt, tokenizer)
+        head = encode_pieces(tokenizer, [Piece(self.head)])
+        if not len(prefix_ids) or not begins_with(head, prefix_ids):
+            return with_prefix(prompt, prefix_ids)
+        # Behind the head's last space a text's first token may take it in; memories were read without that token.
+        is_space = not tokenizer.decode(head[len(prefix_ids) :]).strip()
+        in_front_of_memory = len(prompt) > 1 and isinstance(prompt[1], Memory) and begins_with(prompt[0], head)
+        return [prefix_ids, *prompt[1:]] if is_space and in_front_of_memory else prompt
 
 
 @dataclass(frozen=True)
@@ -142,9 +167,22 @@ def assemble(pieces: Sequence[Memory | Piece], tokenizer: PreTrainedTokenizerBas
     for is_memory, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, Memory)):
         if is_memory:
             prompt += group  # type: ignore[arg-type]
-        elif len(ids := encode_pieces(tokenizer, list(group))):  # type: ignore[arg-type]
+        elif len(ids := _encoded(tokenizer, list(group), bool(prompt))):  # type: ignore[arg-type]
             prompt.append(ids)
     return prompt
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece], is_behind_memory: bool) -> Tensor:
+    """Tokenise adjoining pieces; a line break behind a memory as one behind text.
+
+    Some tokenizers put a space in front of every text. In front of a line break no text has one.
+    """
+    if is_behind_memory and "".join(piece.text for piece in pieces).startswith("\n"):
+        word = Piece("a")
+        ids, before = encode_pieces(tokenizer, [word, *pieces]), encode_pieces(tokenizer, [word])
+        if begins_with(ids, before):
+            return ids[len(before) :]
+    return encode_pieces(tokenizer, pieces)
 
 
 def _common_prefix(one: Tensor, other: Tensor) -> int:

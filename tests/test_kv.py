@@ -177,13 +177,14 @@ def test_kinds_of_prefix(tokenizer):
     bos = BosTokenizer(tokenizer, CHATML)
     assert bos("a")["input_ids"][0] == bos.bos_token_id == 0
     header = bos("<|im_start|>user\n", add_special_tokens=False)["input_ids"]
-    expected = {"auto": [0], "bos": [0], "none": [], "chat": header}
+    expected = {"auto": header, "bos": [0], "none": [], "chat": header}
     made = {kind: tiny_kv(tokenizer=bos, prefix=kind) for kind in expected}
     assert {kind: compressor.prefix_ids.tolist() for kind, compressor in made.items()} == expected
     fingerprints = {kind: compressor.fingerprint for kind, compressor in made.items()}
-    assert fingerprints["auto"] == fingerprints["bos"]
+    assert fingerprints["auto"] == fingerprints["chat"]
     assert len(set(fingerprints.values())) == 3
-    assert tiny_kv(tokenizer=tokenizer).prefix_ids.tolist() == []  # it puts no such token in front
+    plain = {tiny_kv(tokenizer=each).prefix: tiny_kv(tokenizer=each) for each in (BosTokenizer(tokenizer), tokenizer)}
+    assert {kind: compressor.prefix_ids.tolist() for kind, compressor in plain.items()} == {"bos": [0], "none": []}
     assert tiny_kv(prefix="bos", model=tiny_model(bos_token_id=7)).prefix_ids.tolist() == [7]
     assert tiny_kv(prefix="none").prefix_memory().slots == 0
 
@@ -239,7 +240,7 @@ def test_a_library_asks_behind_the_prefix(tokenizer, tmp_path, corpus):
     library.add(corpus)
     question = len(tokenizer("Question: lighthouse\nAnswer:")["input_ids"])
     answer = library.ask("lighthouse", k=2, max_new_tokens=4)
-    assert answer.prompt_tokens == 1 + question
+    assert answer.prompt_tokens == 1 + len(tokenizer("\n\nQuestion: lighthouse\nAnswer:")["input_ids"])
     assert answer.memory_slots == sum(hit.tokens for hit in answer.sources)
     assert library.ask("lighthouse", mode="none", max_new_tokens=4).prompt_tokens == 1 + question
     prompts, _, _ = library._prepare(["lighthouse"], 1, "text", 4, {})
@@ -266,7 +267,9 @@ def test_a_conversation_begins_with_the_prefix_once(tokenizer, monkeypatch, tmp_
     history = conversation.memory()
     _, answer = whole(conversation.ask("When?"))
     assert answer.memory_slots == history.slots + answer.sources[0].slots
-    assert answer.prompt_tokens == 1 + len(conversation._encoded("When?", []))
+    line_breaks = tokenizer("\n\n")["input_ids"]
+    written = [*compressor.prefix_ids, *conversation._encoded("When?", []), *line_breaks]
+    assert answer.prompt_tokens == len(written)
 
 
 # Checkpoints.

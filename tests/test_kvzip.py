@@ -108,7 +108,7 @@ def test_the_largest_tensor_grows_with_the_document_and_not_with_its_square():
 
 
 def test_the_model_is_asked_in_words(tokenizer):
-    compressor = tiny_kv("kvzip", tokenizer=BosTokenizer(tokenizer, CHATML), piece_tokens=20)
+    compressor = tiny_kv("kvzip", tokenizer=BosTokenizer(tokenizer, CHATML), prefix="bos", piece_tokens=20)
     pieces = torch.tensor(DOCUMENT).split(20)
 
     def asked(number):
@@ -118,7 +118,7 @@ def test_the_model_is_asked_in_words(tokenizer):
     assert asked(0) == f"{FIRST_REQUEST}\n{text[0]}"
     quoted = tokenizer.decode(pieces[1][-QUOTED_TOKENS:])
     assert asked(2) == f"{NEXT_REQUEST}{quoted}\n{text[2]}"
-    compressor = tiny_kv("kvzip", tokenizer=BosTokenizer(tokenizer, CHATML), prefix="chat", piece_tokens=20)
+    compressor = tiny_kv("kvzip", tokenizer=BosTokenizer(tokenizer, CHATML), piece_tokens=20)
     assert asked(0) == f"{FIRST_REQUEST}<|im_end|>\n<|im_start|>assistant\n{text[0]}"
 
 

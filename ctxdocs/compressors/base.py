@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxdocs import generation
+from ctxdocs.chat_format import asked_in_chat
 from ctxdocs.checks import items, whole_number
 from ctxdocs.compressors import identity, saving
 from ctxdocs.compressors.batching import batches_by_length, default_batch_tokens
@@ -49,7 +50,8 @@ class Compressor(nn.Module, abc.ABC):
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         Needed for text; token ids work without.
     prompt_format : PromptFormat, optional
-        Where sources and question stand when a library asks.
+        Where sources and question stand when a library asks. Default: where the tokenizer's chat template, if it has
+        one, puts a user's text.
     """
 
     method: ClassVar[str]
@@ -69,7 +71,7 @@ class Compressor(nn.Module, abc.ABC):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.prompt_format = prompt_format or PromptFormat()
+        self.prompt_format = prompt_format or asked_in_chat(tokenizer) or PromptFormat()
         self.backbone = Backbone(model)
         check_stages(self.backbone)
         #: What ``load_compressor`` found it by; None for one built in Python.
@@ -148,6 +150,10 @@ class Compressor(nn.Module, abc.ABC):
     @abc.abstractmethod
     def session(self, **options: Any) -> Session:
         """Start a growing context that is compressed as it arrives, behind memories given as ``memories=[...]``."""
+
+    def opened(self, text: str) -> Compressor:
+        """Return the compressor as it reads a conversation that begins with this text; for most methods itself."""
+        return self
 
     def streaming_session(self) -> Session:
         """Start a session that reads a stream for as long as the method can; for some that is another kind."""

@@ -11,6 +11,7 @@ other as their texts would: that is what composition costs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.chat_format import ChatFormat
+from ctxdocs.chat_format import ChatFormat, asked_in_chat, header_ids
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.kv_sessions import KVSession
 from ctxdocs.compressors.passes import BatchInput, batch_input, first_pass
@@ -29,7 +30,7 @@ from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.attention_layers import Attention, watched_attention
 from ctxdocs.modeling.kv import recorded_keys_values
 from ctxdocs.modeling.probe import check_keys
-from ctxdocs.prompts import Prompt, PromptFormat, as_ids
+from ctxdocs.prompts import PartLike, Piece, Prompt, PromptFormat, as_ids, encode_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,11 +79,20 @@ class KVCompressor(Compressor):
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         Its tokenizer.
     prefix : str or sequence of int
-        What documents are read behind, and memories with them: ``"auto"`` is the tokenizer's beginning-of-sequence
-        token where it puts one in front of texts, ``"bos"`` that token in any case, ``"chat"`` what the tokenizer's
-        chat template puts in front of a user's first words, ``"none"`` nothing; or token ids.
+        What documents are read behind, and memories with them: ``"chat"`` is what the tokenizer's chat template puts
+        in front of a user's first words, ``"bos"`` the beginning-of-sequence token, ``"none"`` nothing; or token ids.
+        ``"auto"`` is ``"chat"`` where questions are asked in a chat template, else ``"bos"`` where the tokenizer puts
+        that token in front of texts, else ``"none"``.
     prompt_format : PromptFormat, optional
-        Where sources and question stand when a library asks.
+        Where sources and question stand when a library asks. Default: where the tokenizer's chat template puts a user's
+        text, or in plain text.
+
+    Attributes
+    ----------
+    prefix : str or list of int
+        The prefix, ``"auto"`` as what it came to.
+    chat : PromptFormat or None
+        How the chat template has questions asked, where documents are read behind its header.
     """
 
     method = "kv"
@@ -98,9 +108,13 @@ class KVCompressor(Compressor):
         prefix: str | Sequence[int] = "auto",
         prompt_format: PromptFormat | None = None,
     ) -> None:
+        chat = asked_in_chat(tokenizer)
+        # Behind memories stands what would stand behind their texts.
+        prompt_format = prompt_format or chat or PromptFormat(memories_end="\n\n")
         super().__init__(model, tokenizer, prompt_format=prompt_format)
         check_keys(self.backbone)
-        self.prefix = prefix if isinstance(prefix, str) else as_ids(prefix).tolist()
+        self.prefix = self._kind(prefix, chat) if isinstance(prefix, str) else as_ids(prefix).tolist()
+        self.chat = chat if self.prefix == "chat" else None
         self.prefix_ids: Tensor = self._prefix_ids()
         self._prefix_memory: KVMemory | None = None
 
@@ -276,6 +290,25 @@ class KVCompressor(Compressor):
             prompt = [self.prefix_memory(), *prompt[1:]]
         return super().model_input(prompt)
 
+    def opened(self, text: str) -> KVCompressor:
+        """Return the compressor as it reads a conversation that begins with ``text``, in place of the chat's header.
+
+        It reads the same memories, behind that text. Where the prefix is no chat header, it is this compressor.
+        """
+        if self.chat is None or text == self.chat.head:
+            return self
+        fingerprint, other = self.fingerprint, copy.copy(self)
+        other.prefix_ids = header_ids(other._tokenizer(), text)
+        other._prefix_memory, other._fingerprint = None, fingerprint
+        return other
+
+    def _prompt(self, prompt: str | Sequence[PartLike], memories: Sequence[Memory]) -> Prompt:
+        """Behind a chat's header stands the user's text; what ends it, and begins the answer, follows."""
+        made = super()._prompt(prompt, memories)
+        if self.chat is None or not made or made[0] is not self.prefix_ids:  # who writes the header writes everything
+            return made
+        return [*made, encode_pieces(self._tokenizer(), [Piece(self.chat.template.partition("{question}")[2])])]
+
     def _read_prefix(self) -> KVMemory:
         slots = len(self.prefix_ids)
         ids = self.prefix_ids if slots else torch.zeros(1, dtype=torch.long)  # the shapes come from a token at least
@@ -291,22 +324,32 @@ class KVCompressor(Compressor):
             fingerprint=self.fingerprint,
         )
 
+    def _kind(self, prefix: str, chat: PromptFormat | None) -> str:
+        """Return which prefix a word stands for."""
+        if prefix not in PREFIXES:
+            raise InputError(f"unknown prefix {prefix!r}", f"one of: {', '.join(PREFIXES)}; or token ids")
+        tokenizer: Any = self.tokenizer
+        if prefix != "auto":
+            return prefix
+        if chat is not None and self.prompt_format.head == chat.head:
+            return "chat"
+        bos = None if tokenizer is None else tokenizer.bos_token_id
+        return "bos" if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else "none"
+
     def _prefix_ids(self) -> Tensor:
         if not isinstance(self.prefix, str):
             return self.checked_ids(self.prefix, "the prefix", may_be_empty=True)
-        if self.prefix not in PREFIXES:
-            raise InputError(f"unknown prefix {self.prefix!r}", f"one of: {', '.join(PREFIXES)}; or token ids")
         tokenizer: Any = self.tokenizer
         if self.prefix == "chat":
             if tokenizer is None or not tokenizer.chat_template:
                 raise InputError("prefix='chat' needs a tokenizer with a chat template", "use prefix='auto'")
-            opening = ChatFormat.of_template(tokenizer).opening
-            return as_ids(tokenizer(opening, add_special_tokens=False)["input_ids"])
+            # Says what is wrong with a template that cannot be used.
+            opening = self.chat.head if self.chat else ChatFormat.of_template(tokenizer).opening
+            return header_ids(tokenizer, opening)
+        if self.prefix == "none":
+            return torch.empty(0, dtype=torch.long)
         bos = None if tokenizer is None else tokenizer.bos_token_id
-        if self.prefix == "bos":
-            bos = self.model.config.bos_token_id if bos is None else bos
-            if bos is None:
-                raise InputError("the model has no beginning-of-sequence token", "use prefix='none'")
-            return torch.tensor([bos])
-        puts_bos = bos is not None and self.prefix == "auto" and tokenizer("")["input_ids"][:1] == [bos]
-        return torch.tensor([bos] if puts_bos else [], dtype=torch.long)
+        bos = self.model.config.bos_token_id if bos is None else bos
+        if bos is None:
+            raise InputError("the model has no beginning-of-sequence token", "use prefix='none'")
+        return torch.tensor([bos])

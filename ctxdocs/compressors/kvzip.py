@@ -79,8 +79,8 @@ class KVzip(PruningCompressor):
         Length of the pieces that the document is repeated in.
     request : mapping, optional
         Token ids of the request, ``{"first": [...], "next": [...], "suffix": [...]}``, see :class:`Request`. Default:
-        the authors' texts and, with ``prefix="chat"``, what ends a user's turn in the chat template and begins the
-        answer; otherwise a line break.
+        the authors' texts and, behind a chat template's header, what ends a user's turn there and begins the answer;
+        otherwise a line break.
     """
 
     method = "kvzip"
@@ -147,7 +147,7 @@ class KVzip(PruningCompressor):
             nothing = torch.empty(0, dtype=torch.long)
             return Request(nothing, nothing, nothing)
         suffix = "\n"
-        if self.prefix == "chat":
+        if self.chat is not None:
             # The answer begins at once; templates that know no thinking pass over the word.
             suffix = ChatFormat.of_template(tokenizer, enable_thinking=False).turn.template.partition("{question}")[2]
         texts = (FIRST_REQUEST, NEXT_REQUEST, suffix)

@@ -53,7 +53,8 @@ class DocumentRows(Examples):
         self.questions = usable if options.weights.answers > 0 else []
         self.pool = ContextPool(self.questions)
         self.lengths = np.zeros(len(self.kept) + len(self.questions), dtype=np.int64)
-        plain = frames_of(PromptFormat(**{**asking.prompt_format.to_dict(), "template": "{sources}{question}"}), asking)
+        without = {"template": "{sources}{question}", "memories_end": "", "bos": "tokenizer"}
+        plain = frames_of(PromptFormat(**{**asking.prompt_format.to_dict(), **without}), asking)
         self._memory_frames, self._text_frames = plain
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
@@ -132,7 +133,7 @@ class DocumentRows(Examples):
 
 def frames_of(prompt_format: PromptFormat, asking: Asking, question: str = "") -> tuple[Frames, Frames]:
     """Return what stands around memories, and around texts, in the prompt that asks a question."""
-    as_text = PromptFormat(**{**prompt_format.to_dict(), "memory": prompt_format.text})
+    as_text = PromptFormat(**{**prompt_format.to_dict(), "memory": prompt_format.text, "memories_end": ""})
     return _frames(prompt_format, asking.tokenizer, question), _frames(as_text, asking.tokenizer, question)
 
 
