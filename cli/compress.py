@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctxdocs.cli.failures import SOME_FAILED, Interrupted
-from ctxdocs.cli.options import device_option, json_option, library_option, open_library
+from ctxdocs.cli.methods import check_settings, described_method
+from ctxdocs.cli.options import Number, device_option, json_option, library_option, open_library
 from ctxdocs.cli.output import aligned, clean, counted, print_json, shown, silence, size, terminal
 from ctxdocs.cli.progress import progress_bar
 from ctxdocs.errors import InputError, LibraryError
@@ -19,11 +20,20 @@ if TYPE_CHECKING:
     from ctxdocs.ingestion import AddReport
     from ctxdocs.library import Library
 
+#: Options that say how the model is loaded, and how it compresses.
+_OF_THE_MODEL = ("dtype", "ratio", "slots", "budget", "positions", "prefix", "segment_tokens")
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @library_option
 @click.option("--model", metavar="NAME", help="A checkpoint's folder or hub name; default: the bundled model.")
+@click.option("--method", metavar="NAME", help="How to compress; default: the checkpoint's method, else kvzip.")
+@click.option("--ratio", type=Number(), help="Tokens per slot.")
+@click.option("--slots", type=int, help="Slots per chunk, in place of a ratio.")
+@click.option("--budget", metavar="KIND", help="uniform: every head keeps as much; global: as much as it needs.")
+@click.option("--positions", metavar="KIND", help="Slots stay at their tokens' places (source) or close up (compact).")
+@click.option("--prefix", metavar="KIND", help="What documents are read behind: auto, chat, bos, none.")
 @click.option("--chunk-tokens", type=int, help="Length of the chunks documents are cut into.")
 @click.option("--overlap-tokens", type=int, help="What neighbouring chunks share.")
 @click.option("--segment-tokens", type=int, help="Length of the segments the model compresses in.")
@@ -67,9 +77,9 @@ def compress(
             "Interrupted; what was compressed so far is stored", "run the same command again to go on"
         ) from None
     if as_json:
-        print_json({**report.to_dict(), "library": str(library.path)})
+        print_json({**report.to_dict(), "library": str(library.path), "compressor": library.info()["compressor"]})
     else:
-        _show(report, library.path)
+        _show(report, library)
     return SOME_FAILED if report.failed else 0
 
 
@@ -79,8 +89,10 @@ def _create(path: Path, model: str | None, device: str, given: dict[str, Any]) -
     from ctxdocs.embedding import load_embedder
     from ctxdocs.library import Library
 
-    model_settings = {name: given.pop(name) for name in ("dtype", "segment_tokens") if name in given}
-    compressor = load_compressor(model, device=device, **model_settings)
+    method = given.pop("method", None)
+    model_settings = {name: given.pop(name) for name in _OF_THE_MODEL if name in given}
+    check_settings(model, method, model_settings.keys() - {"dtype"})
+    compressor = load_compressor(model, method, device=device, **model_settings)
     embedder = load_embedder(given.pop("embedder", None), None if device == "auto" else device)
     return Library.create(path, compressor, embedder, **given)
 
@@ -90,17 +102,19 @@ def _open(path: Path, model: str | None, device: str, given: dict[str, Any]) -> 
     library = open_library(path, model, device)
     info = library.info()
     made_with = {
-        **info,
+        **{name: info[name] for name in ("chunk_tokens", "overlap_tokens", "codec", "index")},
         **info["compressor"]["settings"],
+        "method": info["compressor"]["method"],
         "dtype": info["compressor"]["dtype"],
         "embedder": info["embedder"]["name"],
     }
     for name, value in given.items():
-        same = [value, str(Path(value).expanduser().resolve())] if name == "embedder" else [value]
-        if made_with.get(name) not in same:
+        same = [value, str(Path(value).expanduser().resolve())] if name == "embedder" else [value, [value]]
+        if (used := made_with.get(name)) not in same:
             option = "--" + name.replace("_", "-")
+            made = f"without {option}, not with" if used is None else f"with {option} {used}, not"
             raise LibraryError(
-                f"the library {path} was made with {option} {made_with.get(name)}, not {value}",
+                f"the library {path} was made {made} {value}",
                 f"leave {option} out, or compress into another library (--library)",
             )
     if model is not None:
@@ -108,13 +122,13 @@ def _open(path: Path, model: str | None, device: str, given: dict[str, Any]) -> 
     return library
 
 
-def _show(report: AddReport, path: Path) -> None:
+def _show(report: AddReport, library: Library) -> None:
     console = terminal(sys.stdout)
     if report.documents or report.removed or report.failed:
-        console.print(aligned(_rows(report)))
+        console.print(aligned([*_rows(report), ("method", described_method(library.info()["compressor"]))]))
     else:
         console.print(f"Nothing changed: {counted(report.unchanged, 'document')} up to date.")
-    console.print(f"Library: {shown(path)}")
+    console.print(f"Library: {shown(library.path)}")
     if report.failed:
         errors = terminal(sys.stderr)
         errors.print(f"{counted(len(report.failed), 'document')} could not be read:", style="bold red")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ctxdocs.cli.methods import described_method
 from ctxdocs.cli.options import json_option, library_option, open_library
 from ctxdocs.cli.output import aligned, clean, counted, print_json, shown, size, terminal
 
@@ -50,6 +51,7 @@ def _rows(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memories", memories
     yield "on disk", size(values["disk_bytes"])
     name = clean(str(compressor["name_or_path"] or "made in Python"))
-    yield "compressor", f"{name} ({compressor['method']}, {compressor['dtype']}, {compressor['fingerprint'][:12]})"
+    yield "compressor", f"{name} ({compressor['dtype']}, {compressor['fingerprint'][:12]})"
+    yield "method", described_method(compressor)
     yield "embedder", f"{clean(embedder['name'])} ({embedder['dimension']} dimensions), index {values['index']}"
     yield "chunks", f"{values['chunk_tokens']} tokens, {values['overlap_tokens']} shared with the neighbour"

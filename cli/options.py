@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,6 +42,23 @@ rerank_option = click.option(
     show_default=True,
     help="Rank what was found anew: by how likely the model finds the question behind each memory.",
 )
+
+
+class Number(click.ParamType):
+    """A number: whole where it is written as one, so that settings which must be whole can tell."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return an int or a float."""
+        try:
+            return int(value)
+        except ValueError:
+            pass
+        try:
+            return float(value)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no number", ctx, param) from None
 
 
 def open_library(path: Path, model: str | None = None, device: str = "auto") -> Library:

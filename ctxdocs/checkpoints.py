@@ -272,12 +272,17 @@ def _no_method(folder: Path, why: str) -> CheckpointError:
     )
 
 
-def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
-    """Refuse settings the method does not have, by name."""
+def known_settings(cls: type[Compressor]) -> set[str]:
+    """Return the names of the settings that a method has."""
     # What a method shares with others are settings of a class that its own derives from.
     signatures = [inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base)]
     parameters = [parameter for signature in signatures for parameter in signature.parameters.values()]
-    known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - {"prompt_format"}
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - {"prompt_format"}
+
+
+def _settings(cls: type[Compressor], settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings the method does not have, by name."""
+    known = known_settings(cls)
     if unknown := sorted(settings.keys() - known):
         raise InputError(f"{cls.method} has no setting {listed(unknown)}", f"it has: {', '.join(sorted(known))}")
     return settings

@@ -101,6 +101,7 @@ class Library:
             compressor={
                 "fingerprint": loaded.fingerprint,
                 "method": loaded.method,
+                "chosen_by_default": loaded.chosen_by_default,
                 "name_or_path": loaded.name_or_path,
                 "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
                 "settings": {**loaded.run_settings, **loaded.base_places},

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from ctxdocs.cli import main
 from ctxdocs.hub import cached_folder
 from ctxdocs.published import CCM_DRIVE, PUBLISHED
-from tests.conftest import tiny_autocompressor
+from tests.conftest import tiny_autocompressor, tiny_gist, tiny_model
 
 DOCUMENTS = {
     "lighthouse.md": "# Lighthouse\n\nThe lighthouse was built in 1874 from grey granite.\n",
@@ -213,6 +213,90 @@ def test_another_model_is_refused(shared, tokenizer, tmp_path):
         "compress", shared / "corpus", "--library", shared / "library", "--model", tmp_path / "other", code=1
     )
     assert str(tmp_path / "other") in failure["error"]
+
+
+# methods
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer, tmp_path_factory) -> Path:
+    """A causal language model that no method has touched."""
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    tiny_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_plain_model_gets_a_method_and_the_output_says_so(plain, options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    command = ["compress", corpus, "--library", tmp_path / "library", *options, "--model", plain]
+    said = "kvzip, ratio 2, budget uniform, positions source, prefix none (chosen by default: the model names no meth"
+    assert said in run(*command).stdout
+    assert said in run("info", "--library", tmp_path / "library").stdout
+    report = run_json(*command, "--method", "kvzip", "--ratio", 2)
+    assert (report["documents"], report["unchanged"], report["compressor"]["method"]) == (0, 3, "kvzip")
+    assert report["compressor"]["chosen_by_default"] is True
+    assert run_json("ask", "Why?", "--library", tmp_path / "library", "--max-new-tokens", 2)["memory_slots"] > 0
+
+
+def test_a_method_and_its_settings_are_chosen_by_options(plain, options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    command = ["compress", corpus, "--library", tmp_path / "library", *options, "--model", plain]
+    chosen = ["--method", "snapkv", "--slots", 3, "--budget", "global", "--positions", "compact", "--prefix", "none"]
+    report = run_json(*command, *chosen)
+    assert report["compressor"]["chosen_by_default"] is False
+    assert report["memory_slots"] <= 3 * report["chunks"]
+    text = run("info", "--library", tmp_path / "library").stdout
+    assert "snapkv, slots 3, budget global, positions compact, prefix none\n" in text
+    assert run_json(*command, *chosen)["unchanged"] == 3
+    assert "made with --slots 3, not 4" in run_json(*command, "--slots", 4, code=1)["error"]
+    for option, value in (("--method", "kv"), ("--ratio", 3), ("--budget", "uniform"), ("--positions", "source")):
+        failure = run_json(*command, option, value, code=1)
+        assert f"was made with {option}" in failure["error"]
+        assert option in failure["hint"]
+
+
+def test_a_trained_method_may_have_a_ratio_too(tokenizer, options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    tiny_gist("beacon", tokenizer).save(tmp_path / "beacon")
+    command = ["compress", corpus, "--library", tmp_path / "library", *options, "--model", tmp_path / "beacon"]
+    assert run_json(*command, "--ratio", 8)["compressor"]["settings"]["ratio"] == [8]
+    assert run_json(*command, "--ratio", 8)["unchanged"] == 3
+    assert "made with --ratio [8], not 4" in run_json(*command, "--ratio", 4, code=1)["error"]
+    assert "made without --slots, not with 5" in run_json(*command, "--slots", 5, code=1)["error"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--method", "zip"], "unknown method 'zip'"),
+        (["--ratio", "0.5"], "ratio is 0.5"),
+        (["--ratio", "2", "--method", "kv"], "the method kv has no --ratio"),
+        (["--segment-tokens", "8"], "the method kvzip has no --segment-tokens"),
+        (["--slots", "0"], "slots is 0"),
+        (["--budget", "all"], "unknown budget 'all'"),
+        (["--positions", "none"], "unknown positions 'none'"),
+        (["--prefix", "chat"], "prefix='chat' needs a tokenizer with a chat template"),
+        (["--prefix", "system"], "unknown prefix 'system'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_a_method_cannot_use_are_told_as_options(wrong, message, plain, options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    command = ["compress", corpus, "--library", tmp_path / "library", *options, "--model", plain, *wrong]
+    failure = run_json(*command, code=1)
+    assert message in failure["error"]
+    assert failure["hint"]
+    assert not (tmp_path / "library").exists()
+    said = run(*command).stderr
+    assert said.startswith("Error: ")
+    assert len(said.splitlines()) == 2  # the error and its hint
+
+
+def test_a_ratio_is_a_number(plain, tmp_path):
+    result = run("compress", write_documents(tmp_path / "c"), "--model", plain, "--ratio", "four")
+    assert result.exit_code == 2
+    assert "'four' is no number" in result.stderr
 
 
 # ask
