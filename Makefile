@@ -62,6 +62,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/ask.py
 	$(BIN)/python benchmarks/methods.py --plot build/methods.svg
+	$(BIN)/python benchmarks/kv.py --plot build/kv.svg
 
 clean:
 	rm -rf build dist *.egg-info

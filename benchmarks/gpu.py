@@ -29,6 +29,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SHAPES = ("0.1b", "1b", "7b")
+#: Of ``kv.py``.
+_KV_SHAPES = ("1b", "8b")
 _LEAST_SECONDS = 15
 _KEPT_LINES = 25
 
@@ -49,6 +51,8 @@ class Sizes:
         Longest prompt of ``ask.py``, in tokens.
     library : int
         Pages of a library.
+    kv_tokens : tuple of int
+        Documents of ``kv.py``.
     rounds : int
         Timed rounds of each comparison.
     """
@@ -59,6 +63,7 @@ class Sizes:
     tokens: int
     longest: int
     library: int
+    kv_tokens: tuple[int, ...]
     rounds: int
 
 
@@ -70,10 +75,13 @@ _ON_GPU = Sizes(
     tokens=65536,
     longest=65536,
     library=600,
+    kv_tokens=(1024, 4096, 16384, 32768),
     rounds=3,
 )
 #: Just enough to try every command out.
-_ON_CPU = Sizes(documents=(1, 1), document_tokens=200, pages=5, tokens=1024, longest=512, library=5, rounds=1)
+_ON_CPU = Sizes(
+    documents=(1, 1), document_tokens=200, pages=5, tokens=1024, longest=512, library=5, kv_tokens=(200,), rounds=1
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,9 @@ def steps(device: str, shapes: Sequence[str]) -> Iterator[Step]:
         yield Step(f"compress {shape}", (str(HERE / "compress.py"), *compress), 100)
         ask = ("--shape", shape, *run, "--longest", str(sizes.longest))
         yield Step(f"ask {shape}", (str(HERE / "ask.py"), *ask), 60)
+    for shape in _KV_SHAPES if device != "cpu" else shapes[:1]:
+        parts = ("--parts", "compressing", "reading", "scoring", "--document-tokens", *map(str, sizes.kv_tokens))
+        yield Step(f"kv {shape}", (str(HERE / "kv.py"), "--shapes", shape, *run, *parts), 100)
     library = ("--shape", shapes[0], *run, "--parts", "library", "memory", "--documents", str(sizes.library))
     yield Step(f"library {shapes[0]}", (str(HERE / "compress.py"), *library), 100)
 

@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "rcc": ("rcc", {}),
 }
 
-#: Llama configurations: a toy, GPT-2 small's size, TinyLlama 1.1B, Llama 2 7B.
+#: Llama configurations: a toy, GPT-2 small's size, TinyLlama 1.1B, Llama 2 7B, Llama 3.1 8B.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 8192,
@@ -62,6 +62,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 11008,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+    },
+    "8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
     },
 }
 _POSITIONS = 65536
@@ -101,10 +109,10 @@ def compressor_from(options: argparse.Namespace) -> Compressor:
 
 
 def random_compressor(method: str, shape: str, options: argparse.Namespace) -> Compressor:
-    """Build a compressor with random weights, straight on the device; ``method`` is one of ``METHODS``."""
+    """Build a compressor with random weights, straight on the device; ``method`` is one of ``METHODS``, or ``"kv"``."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    name, settings = METHODS[method]
+    name, settings = METHODS.get(method, (method, {}))
     config = _neox_config(shape) if name == "rcc" else _llama_config(shape)
     device = device_of(options)
     chosen: dict[str, Any] = {"dtype": options.dtype}
@@ -121,6 +129,19 @@ def random_compressor(method: str, shape: str, options: argparse.Namespace) -> C
     compressor = build(*models, tokenizer=_tokenizer(config.vocab_size), **settings)
     compressor.requires_grad_(False)
     return compressor.eval()
+
+
+def training_free(
+    methods: Sequence[str], shape: str, options: argparse.Namespace, ratio: float
+) -> dict[str, Compressor]:
+    """Build compressors of methods without training around one model with random weights, ``"kv"`` among them."""
+    base = random_compressor("kv", shape, options)
+    made: dict[str, Compressor] = {}
+    for method in methods:
+        build: Any = compressor_class(method)
+        made[method] = build(base.model, base.tokenizer, **({} if method == "kv" else {"ratio": ratio})).eval()
+        made[method]._fingerprint = method  # hashing gigabytes of random weights would tell nobody anything
+    return made
 
 
 def device_of(options: argparse.Namespace) -> torch.device:

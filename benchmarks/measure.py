@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 WARMUP_ROUNDS = 1
 #: What seconds are: by the clock on the wall, or of processor time, which other processes do not use up.
@@ -127,6 +128,30 @@ class PeakMemory:
     def grown(self) -> dict[str, int]:
         """Return how far the peak lies above what was in use at the start."""
         return {name: value - self.before[name] for name, value in self.now().items()}
+
+
+def peak_mib(device: torch.device, action: Callable[[], object]) -> int:
+    """Return how far an action lifts memory above what is held now, in MiB: the GPU's, or else the process's."""
+    peak = PeakMemory(device)
+    action()
+    grown = peak.grown()
+    return grown.get("device", grown["resident"]) // 2**20
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made inside the block, in bytes; what kernels hold is not seen."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and look at what it made."""
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
+        return made
 
 
 def _resident_peak() -> int:

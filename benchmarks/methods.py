@@ -6,8 +6,9 @@ Run ``python benchmarks/methods.py``; ``benchmarks/README.md`` says what the fig
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ import measure
 import torch
 from ask import QUESTION_TOKENS, first_token
 from forward import PlainForward, counted_tokens
-from measure import Clock, PeakMemory, Spread
+from measure import Clock, Spread
 from torch import Tensor
 
 from ctxdocs.compressors.base import Compressor
@@ -65,11 +66,12 @@ def measure_compressing(
 def measure_memory(compressor: Compressor, documents: Sequence[Tensor]) -> dict[str, Any]:
     """Peak memory of compressing and of the forward over the same tokens, and the size of what is kept."""
     forward = PlainForward.over(compressor, documents)
-    compressing = _peak(compressor, partial(compressor.compress_ids, documents))
+    device = compressor.backbone.device
+    compressing = measure.peak_mib(device, partial(compressor.compress_ids, documents))
     memory = compressor.compress_ids(documents[:1])[0]
     return {
         "compressing, MiB": compressing,
-        "forward, MiB": _peak(compressor, forward.backbone),
+        "forward, MiB": measure.peak_mib(device, forward.backbone),
         "slots": memory.slots,
         "slots per token": memory.slots / memory.source_tokens,
         "bytes per token": memory.nbytes / memory.source_tokens,
@@ -90,14 +92,6 @@ def measure_reading(
         **{f"{name}, ms": Spread.of([1000 * value for value in seconds[name]]) for name in actions},
         "times faster": Spread.of_ratios(seconds["text"], seconds["memory"]),
     }
-
-
-def _peak(compressor: Compressor, action: Callable[[], object]) -> int:
-    """Return how far memory rises above what is held now, in MiB: the device's, without a GPU the process's."""
-    peak = PeakMemory(compressor.backbone.device)
-    action()
-    grown = peak.grown()
-    return grown.get("device", grown["resident"]) // 2**20
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -133,14 +127,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def plot(figures: str, path: Path) -> None:
-    """Draw figures, given as JSON, where matplotlib is installed."""
+def plot_with(module: str, figures: str, path: Path) -> None:
+    """Draw figures, given as JSON, by a module's ``draw``, where matplotlib is installed."""
     if find_spec("matplotlib") is None:
         print("\nskipped: the plot, because matplotlib is not installed")
         return
-    from methods_plot import draw
-
-    draw(json.loads(figures), path)
+    importlib.import_module(module).draw(json.loads(figures), path)
     print(f"\nwritten: {path}")
 
 
@@ -178,7 +170,7 @@ def main() -> None:
             measure.table(title, result[name])
         figures = measure.as_json(result)
     if options.plot:
-        plot(figures, options.plot)
+        plot_with("methods_plot", figures, options.plot)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     path : pathlib.Path
         Where to; the ending says the format.
     """
+    with figure(path, result["environment"]) as (speed, size, reading):
+        bars(speed, result["compressing"], "of forward over all it runs")
+        _dots(speed, result["compressing"], "of forward")
+        speed.axhline(_GOAL, color="black", linewidth=0.8, linestyle="--")
+        speed.set_title(
+            "compressing, as a fraction of a plain forward\nover all tokens it runs (bar), over the text (dot)"
+        )
+        bars(size, result["memory"], "bytes per token")
+        size.set_yscale("log")
+        size.set_title("bytes kept per token of text")
+        bars(reading, result["reading"], "times faster")
+        reading.axhline(1, color="black", linewidth=0.8)
+        reading.set_title("time to first token:\ntimes faster from memory than from text")
+        handles, labels = speed.get_legend_handles_labels()
+        speed.figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+
+
+@contextmanager
+def figure(path: Path, environment: Mapping[str, Any]) -> Iterator[Any]:
+    """Write a figure of three plots, which the block draws, with the device as its title."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -29,28 +50,15 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     # Text stays text, and the same figures give the same file.
     settings = {"svg.fonttype": "none", "svg.hashsalt": "ctxdocs", "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
-        figure, (speed, size, reading) = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-        _bars(speed, result["compressing"], "of forward over all it runs")
-        _dots(speed, result["compressing"], "of forward")
-        speed.axhline(_GOAL, color="black", linewidth=0.8, linestyle="--")
-        speed.set_title(
-            "compressing, as a fraction of a plain forward\nover all tokens it runs (bar), over the text (dot)"
-        )
-        _bars(size, result["memory"], "bytes per token")
-        size.set_yscale("log")
-        size.set_title("bytes kept per token of text")
-        _bars(reading, result["reading"], "times faster")
-        reading.axhline(1, color="black", linewidth=0.8)
-        reading.set_title("time to first token:\ntimes faster from memory than from text")
-        handles, labels = speed.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.suptitle(_device(result["environment"]))
+        drawn, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+        yield axes
+        drawn.suptitle(_device(environment))
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        pyplot.close(figure)
+        drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        pyplot.close(drawn)
 
 
-def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+def bars(axes: Any, rows: Sequence[Mapping[str, Any]], column: str) -> None:
     """Draw a column as bars, with the range of a spread as a line on them."""
     groups, methods = _groups(rows), _methods(rows)
     for (shape, length), colour, at, values in _series(rows, column):
@@ -86,10 +94,11 @@ def _series(
         here = [row for row in rows if (row["shape"], row["document tokens"]) == group]
         shift = _WIDTH * ((number + 0.5) / len(groups) - 0.5)
         at = [methods.index(row["method"]) + shift for row in here]
-        yield group, _COLOURS[number % len(_COLOURS)], at, [_spread(row[column]) for row in here]
+        yield group, _COLOURS[number % len(_COLOURS)], at, [spread_of(row[column]) for row in here]
 
 
-def _spread(value: Any) -> Mapping[str, float]:
+def spread_of(value: Any) -> Mapping[str, float]:
+    """Return a spread as JSON has it; a single value is one without a range."""
     return value if isinstance(value, dict) else dict.fromkeys(("median", "low", "high"), value)
 
 

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
     "command",
     [
         ["compress.py", "--shape", "tiny", "--documents", "3", "--parts", "compress_ids"],
-        ["budgets.py", "--documents", "2", "--document-tokens", "64", "--ratios", "4"],
+        [
+            *("kv.py", "--shapes", "tiny", "--document-tokens", "48", "--stretches", "2"),
+            *("--stretch-tokens", "64", "16", "--ratios", "4", "--plot", "OUTPUT.svg"),
+        ],
         ["ask.py", "--shape", "tiny", "--longest", "300"],
         ["methods.py", "--shapes", "tiny", "--document-tokens", "40", "--methods", "beacon", "ccm-merge"],
     ],
@@ -25,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 )
 def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
     output = tmp_path / "figures.json"
-    script = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]]
+    arguments = [argument.replace("OUTPUT", str(tmp_path / "plot")) for argument in command[1:]]
+    script = [sys.executable, str(ROOT / "benchmarks" / command[0]), *arguments]
     done = subprocess.run(
         [*script, "--rounds", "1", "--output", str(output)],
         capture_output=True,
