@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import transformers
 from click.testing import CliRunner
 
 from ctxdocs.cli import main
@@ -291,6 +292,76 @@ def test_settings_a_method_cannot_use_are_told_as_options(wrong, message, plain,
     said = run(*command).stderr
     assert said.startswith("Error: ")
     assert len(said.splitlines()) == 2  # the error and its hint
+
+
+SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+UNSUITED = {
+    "encoder alone": (
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, intermediate_size=32)),
+        "does not compute its logits",
+    ),
+    "encoder and decoder": (
+        lambda: transformers.T5ForConditionalGeneration(
+            transformers.T5Config(vocab_size=400, d_model=32, d_ff=32, num_layers=2, num_heads=4, d_kv=8)
+        ),
+        "no causal language model of the kind t5",
+    ),
+    "running state": (
+        lambda: transformers.MambaForCausalLM(
+            transformers.MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4)
+        ),
+        "keep a running state",
+    ),
+    "no rotary embedding": (lambda: tiny_model("opt"), "OPTForCausalLM has no rotary embedding"),
+}
+
+
+@pytest.mark.parametrize("method", [[], ["--method", "kvzip"]], ids=["by default", "kvzip"])
+@pytest.mark.parametrize("kind", UNSUITED)
+def test_models_that_cannot_be_compressed_with_are_refused_in_a_line(kind, method, tokenizer, options, tmp_path):
+    make, message = UNSUITED[kind]
+    make().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    corpus = write_documents(tmp_path / "corpus")
+    result = run("compress", corpus, "--library", tmp_path / "l", *options, "--model", tmp_path / "model", *method)
+    assert result.exit_code == 1
+    assert not (tmp_path / "l").exists()
+    error, *hint = result.stderr.splitlines()
+    assert message in error
+    assert len(hint) <= 1
+
+
+def test_a_prompt_beyond_the_window_says_by_how_much(tokenizer, options, tmp_path):
+    tiny_model(max_position_embeddings=64).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    corpus = write_documents(tmp_path / "corpus")
+    command = ["compress", corpus, *options, "--model", tmp_path / "model", "--method", "kv"]
+    failure = run_json(*command, "--chunk-tokens", 128, "--library", tmp_path / "none", code=0)
+    assert failure["documents"] == 3  # they are short
+    run_json(*command, "--library", tmp_path / "l")
+    failure = run_json("ask", "When does the ferry sail?", "-k", 4, "--library", tmp_path / "l", code=1)
+    assert "more than the model's 64" in failure["error"]
+    assert failure["hint"]
+    (corpus / "ferry.txt").write_text(DOCUMENTS["ferry.txt"] * 9, encoding="utf-8")
+    failure = run_json(*command, "--chunk-tokens", 128, "--library", tmp_path / "other", code=1)
+    assert "more than the model's 64" in failure["error"]
+
+
+def test_memories_of_another_model_are_not_read(plain, options, tokenizer, tmp_path):
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    corpus = write_documents(tmp_path / "corpus")
+    run_json("compress", corpus, "--library", tmp_path / "l", *options, "--model", plain)
+    failure = run_json("ask", "Why?", "--library", tmp_path / "l", "--model", tmp_path / "other", code=1)
+    assert "was made by compressor" in failure["error"]
+    assert "compress the documents again" in failure["hint"]
+
+
+def test_a_budget_above_the_document_keeps_all_of_it(plain, options, tmp_path):
+    corpus = write_documents(tmp_path / "corpus")
+    command = ["compress", corpus, "--library", tmp_path / "l", *options, "--model", plain, "--slots", 1000]
+    report = run_json(*command)
+    assert report["memory_slots"] == report["source_tokens"]
 
 
 def test_a_ratio_is_a_number(plain, tmp_path):
