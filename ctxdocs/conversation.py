@@ -144,7 +144,7 @@ class Conversation:
         if history is None:
             prompt = self.format.first_turn.build(question, sources, tokenizer, prefix)
         else:
-            prompt = begun([history, *assemble(self._pieces(question, sources), tokenizer)], tokenizer, prefix)
+            prompt = begun(assemble([history, *self._pieces(question, sources)], tokenizer), tokenizer, prefix)
         pieces = generation.stream(self.compressor, prompt, self.options)
         answer = Answer(sources=hits)
         try:

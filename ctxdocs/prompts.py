@@ -147,10 +147,10 @@ class PromptFormat:
         head = encode_pieces(tokenizer, [Piece(self.head)])
         if not len(prefix_ids) or not begins_with(head, prefix_ids):
             return with_prefix(prompt, prefix_ids)
-        # Behind the head's last space a text's first token may take it in; memories were read without that token.
-        is_space = not tokenizer.decode(head[len(prefix_ids) :]).strip()
+        # A text's first token may take in the head's last space; the prefix in front of memories goes without it.
+        text: Any = tokenizer.decode(head[len(prefix_ids) :])
         in_front_of_memory = len(prompt) > 1 and isinstance(prompt[1], Memory) and begins_with(prompt[0], head)
-        return [prefix_ids, *prompt[1:]] if is_space and in_front_of_memory else prompt
+        return [prefix_ids, *prompt[1:]] if in_front_of_memory and not text.strip() else prompt
 
 
 @dataclass(frozen=True)

@@ -20,22 +20,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ctxdocs.chat_format import ChatFormat, asked_in_chat, header_ids
+from ctxdocs.chat_format import asked_in_chat, header_ids
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.kv_sessions import KVSession
 from ctxdocs.compressors.passes import BatchInput, batch_input, first_pass
+from ctxdocs.compressors.prefixes import prefix_ids, prefix_kind
 from ctxdocs.compressors.reading import ModelInput
 from ctxdocs.errors import ContextTooLong, InputError
 from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.attention_layers import Attention, watched_attention
 from ctxdocs.modeling.kv import recorded_keys_values
 from ctxdocs.modeling.probe import check_keys
-from ctxdocs.prompts import PartLike, Piece, Prompt, PromptFormat, as_ids, encode_pieces
+from ctxdocs.prompts import PartLike, Piece, Prompt, PromptFormat, encode_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PREFIXES = ("auto", "none", "bos", "chat")
 
 
 @dataclass
@@ -113,9 +112,15 @@ class KVCompressor(Compressor):
         prompt_format = prompt_format or chat or PromptFormat(memories_end="\n\n")
         super().__init__(model, tokenizer, prompt_format=prompt_format)
         check_keys(self.backbone)
-        self.prefix = self._kind(prefix, chat) if isinstance(prefix, str) else as_ids(prefix).tolist()
+        self.prefix: str | list[int]
+        self.prefix_ids: Tensor
+        if isinstance(prefix, str):
+            self.prefix = prefix_kind(prefix, tokenizer, prompt_format, chat)
+            self.prefix_ids = prefix_ids(self.prefix, tokenizer, getattr(model.config, "bos_token_id", None), chat)
+        else:
+            self.prefix_ids = self.checked_ids(prefix, "the prefix", may_be_empty=True)
+            self.prefix = self.prefix_ids.tolist()
         self.chat = chat if self.prefix == "chat" else None
-        self.prefix_ids: Tensor = self._prefix_ids()
         self._prefix_memory: KVMemory | None = None
 
     # Checkpoints.
@@ -323,33 +328,3 @@ class KVCompressor(Compressor):
             source_tokens=slots,
             fingerprint=self.fingerprint,
         )
-
-    def _kind(self, prefix: str, chat: PromptFormat | None) -> str:
-        """Return which prefix a word stands for."""
-        if prefix not in PREFIXES:
-            raise InputError(f"unknown prefix {prefix!r}", f"one of: {', '.join(PREFIXES)}; or token ids")
-        tokenizer: Any = self.tokenizer
-        if prefix != "auto":
-            return prefix
-        if chat is not None and self.prompt_format.head == chat.head:
-            return "chat"
-        bos = None if tokenizer is None else tokenizer.bos_token_id
-        return "bos" if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else "none"
-
-    def _prefix_ids(self) -> Tensor:
-        if not isinstance(self.prefix, str):
-            return self.checked_ids(self.prefix, "the prefix", may_be_empty=True)
-        tokenizer: Any = self.tokenizer
-        if self.prefix == "chat":
-            if tokenizer is None or not tokenizer.chat_template:
-                raise InputError("prefix='chat' needs a tokenizer with a chat template", "use prefix='auto'")
-            # Says what is wrong with a template that cannot be used.
-            opening = self.chat.head if self.chat else ChatFormat.of_template(tokenizer).opening
-            return header_ids(tokenizer, opening)
-        if self.prefix == "none":
-            return torch.empty(0, dtype=torch.long)
-        bos = None if tokenizer is None else tokenizer.bos_token_id
-        bos = self.model.config.bos_token_id if bos is None else bos
-        if bos is None:
-            raise InputError("the model has no beginning-of-sequence token", "use prefix='none'")
-        return torch.tensor([bos])
