@@ -104,7 +104,7 @@ def material(
     if tokenizer is None:
         raise InputError("the model has no tokenizer to read texts with", "examine it without documents")
     if documents is None:
-        texts: Sequence[str] = [made_up(seed, document_tokens // 4 + 1) for seed in range(count + 1)]
+        texts: Sequence[str] = [made_up(seed, document_tokens // 16 + 1) for seed in range(count + 1)]
         source = "made-up texts"
     elif isinstance(documents, Sequence):
         texts, source = documents, "the given texts"
@@ -121,7 +121,7 @@ def material(
 
 
 def made_up(seed: int, sentences: int) -> str:
-    """Return text about things that are nowhere known."""
+    """Return sentences, of more than 16 words each, about things that are nowhere known."""
     draw = Random(seed)
     made = []
     for _ in range(sentences):

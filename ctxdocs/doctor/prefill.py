@@ -54,28 +54,29 @@ class Rounding:
     values: Tensor
 
 
-def prefill(backbone: Backbone, ids: Tensor, last: int) -> Prefill:
-    """Read 1-D token ids in one pass, with logits of the ``last`` of them."""
+def prefill(backbone: Backbone, ids: Tensor, last: int, start: int = 0) -> Prefill:
+    """Read 1-D token ids in one pass from position ``start`` on, with logits of the ``last`` of them."""
     from transformers import DynamicCache
 
     model: Any = backbone.model
     options: dict[str, Any] = {backbone.cache_argument: (cache := DynamicCache()), "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = last
-    logits = model(input_ids=ids[None].to(backbone.device), **options).logits[0, -last:]
+    positions = torch.arange(start, start + len(ids), device=backbone.device)[None]
+    logits = model(input_ids=ids[None].to(backbone.device), position_ids=positions, **options).logits[0, -last:]
     layers: list[Any] = cache.layers
     return Prefill(
         logits.float(), torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers])
     )
 
 
-def rounding(backbone: Backbone, ids: Tensor, last: int, own: Prefill) -> Rounding:
+def rounding(backbone: Backbone, own: Prefill, ids: Tensor, last: int, start: int = 0) -> Rounding:
     """Measure how far rounding moves a prefill: read the text again while every layer's output is rounded anew."""
     random = torch.Generator(backbone.device).manual_seed(0)
     moved: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(_DRAWS):
         with _shaken(backbone, random):
-            other = prefill(backbone, ids, last)
+            other = prefill(backbone, ids, last, start)
         moved.append(
             (farthest(other.logits, own.logits), by_layer(other.keys, own.keys), by_layer(other.values, own.values))
         )
