@@ -101,7 +101,7 @@ def _judged_cache(
                 worst, where = share, f"{kind} of layer {int(layer)}"
     values = {"share_of_allowed": worst, "farthest": where}
     if worst <= 1:
-        message = f"keys and values are the model's; farthest are {where}, by {worst:.2f} of what rounding may move"
+        message = f"keys and values are the model's own: at most {worst:.2f} of what rounding may move ({where})"
         return Check(name, "ok", message, values)
     message = f"{where} are not what the model itself caches: {worst:.3g} times as far as rounding may move them"
     return Check(name, "FAIL", message, values)

@@ -41,7 +41,7 @@ class Distance:
     agreement: float
 
     def __str__(self) -> str:
-        return f"{self.nats:.2g} nats, {self.agreement:.0%}"
+        return f"{self.nats:.2g} nats, {self.agreement:.0%} agree"
 
 
 def distance(logits: Tensor, reference: Tensor) -> Distance:
@@ -66,7 +66,7 @@ def check_composition(compressor: KVCompressor, material: Material, memories: Se
     else:
         blended = distance(_read(compressor, together, probe), joint)
         values["blended"], said = {"share": BLENDED, **asdict(blended)}, str(blended)
-    message = f"{apart} the same likeliest token; {BLENDED:.0%} blended: {said}"
+    message = f"{apart}; {BLENDED:.0%} blended: {said}"
     return Check(f"composed {count}", _verdict(apart), message, values)
 
 
@@ -89,7 +89,7 @@ def check_ratio(
         "bytes_per_token": sum(m.nbytes for m in pruned) / sum(m.source_tokens for m in pruned),
         "documents": [{"documents": count, **asdict(each)} for count, each in found.items()],
     }
-    message = "; ".join(f"{count}: {each}" for count, each in found.items())
+    message = "; ".join(f"{count} read: {each}" for count, each in found.items())
     return Check(f"ratio {ratio}", _verdict(*found.values()), message, values)
 
 
