@@ -15,7 +15,7 @@ from ctxdocs.cli import main
 from ctxdocs.compressors import kv, reading
 from ctxdocs.compressors.base import Compressor
 from ctxdocs.compressors.kv import KVCompressor
-from ctxdocs.doctor import examination, examine, examined
+from ctxdocs.doctor import costs, examination, examine, examined
 from ctxdocs.doctor.quality import distance
 from ctxdocs.errors import ContextTooLong
 from ctxdocs.modeling.rotary import rotate_keys
@@ -33,6 +33,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 def few(monkeypatch):
     monkeypatch.setattr(examination, "COUNTS", (2, 3))
     monkeypatch.setattr(examination, "RATIOS", (2,))
+    monkeypatch.setattr(costs, "_ROUNDS", 2)
 
 
 def verdicts(report):
@@ -44,8 +45,11 @@ def failing(report):
     return {check.name for check in report.failed}
 
 
-@DTYPES
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in MODELS), ("qwen3-yarn", torch.bfloat16), ("phi3-partial", torch.bfloat16)],
+    ids=str,
+)
 def test_models_that_read_memories_as_text_pass(name, dtype):
     report = examine(family(name, "kvzip", dtype=dtype), **SMALL)
     assert not report.failed, report.failed
@@ -71,7 +75,7 @@ def test_the_report_is_one_of_numbers_too():
     assert values["size"]["bytes_per_token"] == pytest.approx(exact)
     assert values["ratio 2"]["bytes_per_token"] < 0.6 * exact
     assert set(values["time"]["seconds"]) == {"text", "memories", "blended"}
-    assert len(values["time"]["gain"]["rounds"]) == 3
+    assert len(values["time"]["gain"]["rounds"]) == 2
 
 
 def test_distances_are_those_of_the_distributions():

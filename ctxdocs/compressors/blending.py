@@ -181,7 +181,7 @@ def _computed_again(compressor: KVCompressor, front: Sequence[KVMemory], stretch
     compressor.check_room(before + len(stretch.ids), "the documents to be blended take")
     known = stretch.known(backbone, before)
     is_text = stretch.is_text.to(backbone.device)
-    of_documents = int(is_text.logical_not().sum())
+    of_documents = int(stretch.is_text.logical_not().sum())
     count = len(is_text) - of_documents + max(1, round(share * of_documents))
     if count < len(is_text):
         check_takes_masks(backbone.model, "tokens of which a share is computed again")

@@ -96,10 +96,15 @@ def by_layer(one: Tensor, other: Tensor) -> Tensor:
 
 @contextmanager
 def _shaken(backbone: Backbone, random: torch.Generator) -> Iterator[None]:
-    """Move what embedding and layers put out by up to half a unit in the last place while the block runs."""
+    """Round what embedding and layers put out in another way while the block runs.
+
+    An entry is moved by up to half a unit in the last place, and by what a sum of ``width`` products, behind it, may
+    have gathered in float32, in which kernels add.
+    """
+    added = torch.finfo(torch.float32).eps * backbone.width**0.5
 
     def shake(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        unit = torch.finfo(output.dtype).eps
+        unit = torch.finfo(output.dtype).eps + added
         noise = torch.rand(output.shape, generator=random, device=output.device) - 0.5
         return (output.float() * (1 + unit * noise)).to(output.dtype)
 
