@@ -296,6 +296,10 @@ def test_one_text_is_enough_and_none_is_not(tokenizer):
     assert not report.failed
     with pytest.raises(InputError, match="too little text"):
         examine(compressor, [""])
+    with pytest.raises(InputError, match="documents come in a list, got str"):
+        examine(compressor, TEXT)
+    with pytest.raises(InputError, match="documents are strings, got int"):
+        examine(compressor, [TEXT, 5])
     with pytest.raises(InputError, match="no tokenizer to read texts with"):
         examine(tiny_kv("kvzip"), [TEXT])
 

@@ -48,20 +48,20 @@ def examined(
     CheckpointError, InputError
         Of ``load_compressor``.
     """
+    settings: dict[str, Any] = {}
     if library is None:
         name = name_or_path or BUNDLED
-        made_with, settings = method_of(name), {}
+        made_with = method_of(name)
     else:
         stored = library.store.manifest.compressor
-        name, made_with = name_or_path or stored["name_or_path"], stored["method"]
-        settings, dtype = dict(stored["settings"]), stored["dtype"] if dtype == "auto" else dtype
+        name, made_with, settings = name_or_path or stored["name_or_path"], stored["method"], stored["settings"]
+        dtype = stored["dtype"] if dtype == "auto" else dtype
         if name is None:
             raise LibraryError(f"the library {library.path} does not say where its compressor is", "name the model")
     method, trained = _without_training(made_with)
     if trained:
         settings = {place: settings[place] for place in _PLACES if place in settings}
-    options: dict[str, Any] = {"device": device, "dtype": dtype, **settings}
-    return load_compressor(name, method=method, **options), trained
+    return load_compressor(name, method=method, device=device, dtype=dtype, **settings), trained
 
 
 def _without_training(method: str | None) -> tuple[str, str | None]:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ctxdocs.checks import items
 from ctxdocs.errors import ContextTooLong, InputError
+from ctxdocs.library import Library
 from ctxdocs.prompts import encode_text
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
-    from ctxdocs.library import Library
 
 #: Tokens of the text that is read behind documents, and of the answer that is generated behind it.
 PROBE_TOKENS, ANSWER_TOKENS = 64, 16
@@ -106,10 +108,12 @@ def material(
     if documents is None:
         texts: Sequence[str] = [made_up(seed, document_tokens // 16 + 1) for seed in range(count + 1)]
         source = "made-up texts"
-    elif isinstance(documents, Sequence):
-        texts, source = documents, "the given texts"
-    else:
+    elif isinstance(documents, Library):
         texts, source = _chunks(documents, count + 1), f"chunks of {documents.path}"
+    else:
+        texts, source = items("documents", documents), "the given texts"
+        if strange := next((text for text in texts if not isinstance(text, str)), None):
+            raise InputError(f"documents are strings, got {type(strange).__name__}")
     pieces = [ids for text in texts if len(ids := encode_text(tokenizer, text))][: count + 1]
     if documents is None:
         pieces = [piece[:document_tokens] for piece in pieces]
@@ -135,5 +139,7 @@ def made_up(seed: int, sentences: int) -> str:
 
 def _chunks(library: Library, count: int) -> list[str]:
     ids = library.store.chunk_ids([document.uri for document in library.store.documents()])
-    chosen = ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).long().numpy()] if len(ids) else ids
-    return [chunk.text for chunk in library.store.chunks(chosen.tolist())]
+    if not len(ids):
+        return []
+    chosen = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
+    return [chunk.text for chunk in library.store.chunks(ids[chosen].tolist())]
