@@ -52,6 +52,12 @@ _BATCH = 16
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here, instead of where the model would.")
 @retrieval_option
 @rerank_option
+@click.option(
+    "--blend",
+    type=float,
+    metavar="SHARE",
+    help="Compute this share of the chunks' tokens again, 0 to 1, so that exact memories know of each other: try 0.15.",
+)
 @click.option("--model", metavar="NAME", help="Where the library's compressor is, if it has moved.")
 @device_option
 @json_option

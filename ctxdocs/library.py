@@ -317,8 +317,10 @@ class Library:
         max_new_tokens : int
             Upper bound of the answer's tokens.
         **options
-            ``retrieval`` and ``rerank`` of :meth:`search`, and the other fields of
-            :class:`ctxdocs.generation.GenerationOptions`.
+            ``retrieval`` and ``rerank`` of :meth:`search`; the other fields of
+            :class:`ctxdocs.generation.GenerationOptions`; and ``blend``, from 0 (default) to 1: of so large a share of
+            the chunks' tokens keys and values are computed again, so that exact memories know of each other
+            (:mod:`ctxdocs.compressors.blending`).
 
         Returns
         -------
@@ -399,6 +401,9 @@ class Library:
             raise InputError(f"unknown mode {mode!r}", "choose memory, text or none")
         options = dict(options)
         how = {name: options.pop(name) for name in ("retrieval", "rerank") if name in options}
+        share = options.pop("blend", None)
+        if share is not None and mode != "memory":
+            raise InputError(f"blend is for memories, and mode={mode!r} reads none", "leave blend out")
         compressor: Any = self.compressor
         options.setdefault("stop", compressor.prompt_format.stop)
         try:
@@ -414,10 +419,19 @@ class Library:
             sources: list[Any] = [hit.text for hit in hits]
             if mode == "memory":
                 sources = self.memories(hits)
-            prompts.append(
-                compressor.prompt_format.build(question, sources, compressor.tokenizer, compressor.prefix_ids)
-            )
+            prompt = compressor.prompt_format.build(question, sources, compressor.tokenizer, compressor.prefix_ids)
+            prompts.append(prompt if share is None else self._blended(prompt, hits, share))
         return prompts, [Answer(sources=hits, mode=mode) for hits in found], chosen
+
+    def _blended(self, prompt: Prompt, hits: Sequence[Hit], share: float) -> Prompt:
+        """Return a prompt whose memories, those of ``hits``, know of each other."""
+        from ctxdocs.compressors.blending import blended
+        from ctxdocs.prompts import encode_text
+
+        tokenizer, most = self.compressor.tokenizer, self.store.manifest.settings["chunk_tokens"]
+        # As they were cut when the documents were added.
+        documents = [encode_text(tokenizer, hit.text)[:most] for hit in hits]  # type: ignore[arg-type]
+        return blended(self.compressor, prompt, documents, share)
 
 
 class AnswerStream(Iterator[str]):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ctxdocs import load_compressor
+from ctxdocs.doctor import examine
 
-from .conftest import tiny_autocompressor
+from .conftest import tiny_autocompressor, tiny_kv, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -84,6 +85,15 @@ def test_bfloat16_stays_near_float32_with_every_kernel(on_cpu, on_gpu, kernel):
         assert memory.vectors.dtype == torch.bfloat16
         assert likeness(memory.vectors, expected.vectors) > 0.99
     assert len(compressor.generate_ids(PROMPT, compressor.compress_ids(DOCUMENTS[:2]), 8, eos_token_ids=())) == 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_exact_memories_are_read_as_text_and_blended(tmp_path, dtype, kernel):
+    tiny_kv("kvzip", model=tiny_model(num_hidden_layers=4), prefix=[3, 9]).save(tmp_path)
+    compressor = load_compressor(tmp_path, device=DEVICE, dtype=dtype, attn_implementation=kernel)
+    report = examine(compressor, most=3, document_tokens=40)
+    assert not report.failed, report.failed
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])

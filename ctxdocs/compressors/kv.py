@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ctxdocs.chat_format import asked_in_chat, header_ids
 from ctxdocs.compressors.base import Compressor
+from ctxdocs.compressors.blending import blended
 from ctxdocs.compressors.kv_sessions import KVSession
 from ctxdocs.compressors.passes import BatchInput, batch_input, first_pass
 from ctxdocs.compressors.prefixes import prefix_ids, prefix_kind
@@ -31,7 +32,7 @@ from ctxdocs.memory import KVMemory, Memory
 from ctxdocs.modeling.attention_layers import Attention, watched_attention
 from ctxdocs.modeling.kv import recorded_keys_values
 from ctxdocs.modeling.probe import check_keys
-from ctxdocs.prompts import PartLike, Piece, Prompt, PromptFormat, encode_pieces
+from ctxdocs.prompts import PartLike, Piece, Prompt, PromptFormat, as_memories, encode_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -272,6 +273,26 @@ class KVCompressor(Compressor):
             raise InputError("the prefix of a compressor cannot be changed", "load another one")
         with super().configured(**settings):
             yield
+
+    def blend(
+        self, memories: Sequence[Memory], documents: Sequence[Sequence[int] | Tensor], share: float = 0.15
+    ) -> list[Memory]:
+        """Return memories that know of each other, for reading them behind the prefix in this order.
+
+        The values that differ most once the documents stand together are computed again, and all that depends on them:
+        see :func:`ctxdocs.compressors.blending.blended`, which also says what is raised.
+
+        Parameters
+        ----------
+        memories : sequence of Memory
+            They keep every key and value of their documents.
+        documents : sequence of (sequence of int or torch.Tensor)
+            The token ids each of them was made of.
+        share : float
+            Which part of the tokens to compute again: from 0 (the memories themselves) to 1 (one prefill of them all).
+        """
+        prompt: Prompt = [*([self.prefix_ids] if len(self.prefix_ids) else []), *as_memories(memories)]
+        return [part for part in blended(self, prompt, documents, share) if isinstance(part, Memory)]
 
     # The prefix.
 

@@ -130,12 +130,7 @@ def masked_heads(model: PreTrainedModel, mask: Callable[[int], Tensor]) -> Itera
     InputError
         If the attention kernel, or the model, takes no such mask.
     """
-    kernel = getattr(model.config, "_attn_implementation", None)
-    if kernel not in _MASKABLE:
-        raise InputError(
-            f"slots that differ in number from head to head need a mask, which {kernel} does not take",
-            "load the model with attn_implementation='sdpa', or compress with uniform budgets",
-        )
+    check_takes_masks(model, "slots that differ in number from head to head", "or compress with uniform budgets")
 
     def put(module: Any, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if "attention_mask" not in options:
@@ -153,6 +148,16 @@ def masked_heads(model: PreTrainedModel, mask: Callable[[int], Tensor]) -> Itera
 
     with entered_again(hooked):
         yield
+
+
+def check_takes_masks(model: PreTrainedModel, what: str, instead: str | None = None) -> None:
+    """Raise ``InputError`` unless the attention kernel adds masks to its scores; ``what`` needs one."""
+    kernel = getattr(model.config, "_attn_implementation", None)
+    if kernel not in _MASKABLE:
+        raise InputError(
+            f"{what} need a mask, which {kernel} does not take",
+            ", ".join(filter(None, ["load the model with attn_implementation='sdpa'", instead])),
+        )
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:

@@ -34,9 +34,9 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        # transformers 5.24 renamed the argument, model by model.
         parameters = inspect.signature(model.base_model.forward).parameters
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        #: What the model calls the cache it is given; transformers 5.24 renamed it, model by model.
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         #: Whether ``ctxdocs.modeling.probe.check_keys`` has passed.
         self.keys_checked = False
         #: Whether layers compute their activations again for the gradient, which saves memory in training.
@@ -159,7 +159,7 @@ class Backbone:
         slots = 0 if cache is None else cache.get_seq_length()
         if recomputes and cache is not None:
             cache = replayable(cache)
-        cached: dict[str, Any] = {self._cache_argument: cache}
+        cached: dict[str, Any] = {self.cache_argument: cache}
         given = (self.model, inputs_embeds.shape[1], slots, mask)
         attending, mask = causal_attention(*given)
         with (
