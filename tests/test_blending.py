@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ctxdocs import FingerprintMismatch, InputError, Library, prompts
+from ctxdocs import FingerprintMismatch, InputError, Library, Memory, prompts
 from ctxdocs.compressors.blending import blended
 from ctxdocs.errors import ContextTooLong
 from ctxdocs.modeling import attention_layers
@@ -15,6 +15,8 @@ from ctxdocs.modeling.rotary import rotate_keys
 from ctxdocs.prompts import encode_text
 
 from .conftest import FakeEmbedder, tiny_gist, tiny_kv, tiny_model
+from .test_conversation import CHATML
+from .test_kv import BosTokenizer
 from .test_reading_kv import MODELS, TINY
 
 PREFIX = [3, 9, 4]
@@ -235,9 +237,9 @@ def test_only_what_was_chosen_runs_through_the_later_layers():
 
 @pytest.fixture
 def make_kv_library(tokenizer, tmp_path, corpus):
-    def make(name="kv", **settings):
-        model = tiny_model(num_hidden_layers=4, bos_token_id=7)
-        compressor = tiny_kv(tokenizer=tokenizer, model=model, prefix="bos")
+    def make(name="kv", template=None, prefix="bos", **settings):
+        model = tiny_model(num_hidden_layers=4)
+        compressor = tiny_kv(tokenizer=BosTokenizer(tokenizer, template), model=model, prefix=prefix)
         settings = {"chunk_tokens": 32, "overlap_tokens": 4, **settings}
         library = Library.create(tmp_path / name, compressor, FakeEmbedder(), **settings)
         library.add(corpus)
@@ -246,8 +248,9 @@ def make_kv_library(tokenizer, tmp_path, corpus):
     return make
 
 
-def test_a_library_asks_with_its_chunks_blended(make_kv_library):
-    library = make_kv_library()
+@pytest.mark.parametrize(("template", "prefix"), [(None, "bos"), (CHATML, "chat"), (CHATML, "bos")])
+def test_a_library_asks_with_its_chunks_blended(make_kv_library, template, prefix):
+    library = make_kv_library(template=template, prefix=prefix)
     options = {"k": 3, "max_new_tokens": 8, "stop": (), **NO_END}
     plainly = library.ask("lighthouse", **options)
     assert library.ask("lighthouse", blend=0, **options).text == plainly.text
