@@ -257,9 +257,10 @@ def test_a_library_asks_with_its_chunks_blended(make_kv_library, template, prefi
     answer = library.ask("lighthouse", blend=1, **options)
     assert (answer.prompt_tokens, answer.memory_slots) == (plainly.prompt_tokens, plainly.memory_slots)
     compressor = library.compressor
-    parts = [compressor.prefix_ids, *(encode_text(compressor.tokenizer, hit.text) for hit in answer.sources)]
-    question = encode_text(compressor.tokenizer, "\n\nQuestion: lighthouse\nAnswer:")
-    whole = compressor.generate_ids(torch.cat([*parts, question]), max_new_tokens=8, **NO_END)
+    sources = iter(encode_text(compressor.tokenizer, hit.text) for hit in answer.sources)
+    parts = library._prepare(["lighthouse"], 3, "memory", 8, {})[0][0]
+    text = torch.cat([next(sources) if isinstance(part, Memory) else part for part in parts])
+    whole = compressor.generate_ids(text, max_new_tokens=8, **NO_END)
     assert answer.text == compressor.tokenizer.decode(whole, skip_special_tokens=True).strip()
     assert answer.text != plainly.text
     stream = library.stream("lighthouse", blend=1, **options)
