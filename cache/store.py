@@ -164,6 +164,10 @@ class Store:
         documents, chunks, tokens, slots, memory_bytes = map(int, self._catalog.totals())
         return Counts(documents, chunks, tokens, slots, memory_bytes, size_on_disk(self.path))
 
+    def revision(self) -> int:
+        """Return a number that grows with every change of what the library holds."""
+        return self._catalog.revision()
+
     def is_empty(self) -> bool:
         """Return whether the library holds no documents; cheaper than :meth:`counts`."""
         return not self._catalog.has_documents()

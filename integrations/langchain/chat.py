@@ -1,0 +1,227 @@
+"""A LangChain chat model that reads memories: of what it searches for, of what messages refer to, of its history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, HumanMessage, SystemMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, model_validator
+
+from ctxdocs.checks import one_of
+from ctxdocs.errors import InputError
+from ctxdocs.generation import Generation, GenerationOptions
+from ctxdocs.integrations.history import CompressedHistory
+from ctxdocs.integrations.langchain.settings import LibrarySettings, refuse
+from ctxdocs.integrations.reading import Request, source_of, stripped
+
+# What LangChain calls standard parameters and only means something to a model behind a network.
+_OF_REMOTE_MODELS = {"api_key", "base_url", "max_retries", "streaming", "timeout"}
+
+_ROLES: dict[str, type[BaseMessage]] = {"system": SystemMessage, "user": HumanMessage, "assistant": AIMessage}
+
+
+class ChatCompressedMemory(LibrarySettings, BaseChatModel):
+    """A library's language model as a chat model.
+
+    Messages are put into the model's chat template, or, where it has none, its prompt format. Wherever a message refers
+    to a memory (see :func:`~ctxdocs.integrations.langchain.format_memories`), the model reads the memory. With ``k``
+    the library is searched for the last message too, unless that refers to memories itself.
+
+    Parameters
+    ----------
+    library, k, retrieval, rerank, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+        As in :class:`LibrarySettings`. All but ``library`` may be given for one call as well.
+    history : {"text", "memory"}
+        Whether earlier turns are read as their text, or compressed: a session reads each turn once and keeps its
+        memory, also between calls that continue one another. Compressed turns do not hold the memories they refer to.
+
+    Notes
+    -----
+    Messages of one role that follow one another are one turn. Tools and structured output are not supported: nothing
+    makes a local model of any kind keep to a schema. LangChain's output parsers, which ask for a format in the prompt,
+    work as far as the model does as it is asked.
+    """
+
+    history: Literal["text", "memory"] = "text"
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_parameters_of_remote_models(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if name not in _OF_REMOTE_MODELS}
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain can write the object as JSON: no, as it reads back only chat models on a list of its own.
+
+        ``asdict`` returns the parameters.
+        """
+        return False
+
+    @property
+    def _llm_type(self) -> str:
+        return "ctxdocs-chat-compressed-memory"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        settings = self.model_dump(include={*LibrarySettings.model_fields, "history"})
+        return {**settings, **self._state()}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+        return {"ls_model_type": "chat", **self._tracing(stop, kwargs)}
+
+    @cached_property
+    def _histories(self) -> CompressedHistory:
+        return CompressedHistory(self._reader)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        request, options = self._request(messages, stop, kwargs)
+        (result,) = self._reader.generate([request], options)
+        message = AIMessage(
+            content=result.text.strip(), usage_metadata=_usage(result), response_metadata=self._about(request, result)
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": self.model_name})
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        request, options = self._request(messages, stop, kwargs)
+        pieces = stripped(self._reader.stream(request, options))
+        while True:
+            try:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=next(pieces)))
+            except StopIteration as end:
+                last = AIMessageChunk(
+                    content="",
+                    usage_metadata=_usage(end.value),
+                    response_metadata=self._about(request, end.value),
+                    chunk_position="last",
+                )
+                yield ChatGenerationChunk(message=last)
+                return
+            if run_manager:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[Request, GenerationOptions]:
+        changes = dict(kwargs)
+        for name in ("ls_structured_output_format", "stream_usage"):
+            changes.pop(name, None)
+        history = one_of("history", changes.pop("history", self.history), ("text", "memory"))
+        search, options = self._search(changes), self._options(stop, changes)
+        refuse(changes)
+        system, turns, question = turns_of(messages)
+        if history == "memory" and turns:
+            return self._histories.request(question, turns, system, search), options
+        return self._reader.conversation(question, turns, system, search), options
+
+    def _about(self, request: Request, result: Generation) -> dict[str, Any]:
+        return {
+            "model_name": self.model_name,
+            "finish_reason": result.finish_reason,
+            "sources": [source_of(chunk) for chunk in request.sources],
+        }
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the ids of a text's tokens, its references not resolved."""
+        return self._reader.token_ids(text)
+
+
+def turns_of(messages: Sequence[BaseMessage]) -> tuple[str, list[tuple[str, str]], str]:
+    """Take a conversation apart.
+
+    Messages of one role that follow one another are joined by a blank line.
+
+    Parameters
+    ----------
+    messages : sequence of BaseMessage
+        System messages first, then user and assistant in turn, a user's last.
+
+    Returns
+    -------
+    system : str
+        The system's text; empty if there is none.
+    turns : list of (str, str)
+        Questions and answers so far.
+    question : str
+        The last message.
+
+    Raises
+    ------
+    InputError
+        If there are no messages, they are out of order, or one is of a kind that this model does not read.
+    """
+    runs: list[tuple[str, str]] = []
+    for place, message in enumerate(messages):
+        role, text = _role(message, place), _text(message, place)
+        if runs and runs[-1][0] == role:
+            text = f"{runs.pop()[1]}\n\n{text}"
+        runs.append((role, text))
+    system = runs.pop(0)[1] if runs and runs[0][0] == "system" else ""
+    roles = [role for role, _ in runs]
+    if not roles or roles[-1] != "user":
+        raise InputError(
+            "the conversation holds no question" if not roles else "the last message is the assistant's",
+            "the last message has to be the user's",
+        )
+    wanted = ["user", "assistant"] * (len(roles) // 2) + ["user"]
+    if roles != wanted:
+        wrong = next(i for i, role in enumerate(roles) if i >= len(wanted) or role != wanted[i])
+        raise InputError(
+            f"the messages are out of order: {', '.join(['system'] * bool(system) + roles[: wrong + 1])}",
+            "system messages come first, then the user's and the assistant's in turn",
+        )
+    texts = [text for _, text in runs]
+    return system, list(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1]
+
+
+def _role(message: BaseMessage, place: int) -> str:
+    if isinstance(message, ChatMessage):
+        role = {"human": "user", "ai": "assistant"}.get(message.role, message.role)
+        if role in _ROLES:
+            return role
+    for role, kind in _ROLES.items():
+        if isinstance(message, kind):
+            if getattr(message, "tool_calls", None):
+                break
+            return role
+    raise InputError(
+        f"message {place} is a {type(message).__name__} that this model does not read",
+        "it reads messages of the system, the user and the assistant, without tool calls",
+    )
+
+
+def _text(message: BaseMessage, place: int) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    for block in message.content:
+        if isinstance(block, dict) and block.get("type") != "text":
+            raise InputError(f"message {place} holds a block of type {block.get('type')!r}", "this model reads text")
+    return message.text
+
+
+def _usage(result: Generation) -> UsageMetadata:
+    read, written = result.prompt_tokens + result.memory_slots, len(result.ids)
+    details: Any = {"memory_slots": result.memory_slots}
+    return UsageMetadata(
+        input_tokens=read, output_tokens=written, total_tokens=read + written, input_token_details=details
+    )

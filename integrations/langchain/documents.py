@@ -1,0 +1,83 @@
+"""Memories as LangChain documents: the text as content, the reference to the memory as metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from langchain_core.documents import Document
+
+from ctxdocs.errors import InputError
+from ctxdocs.integrations.reading import source_of
+from ctxdocs.references import References
+from ctxdocs.sharing import shared_library
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ctxdocs.answers import Hit
+    from ctxdocs.cache import StoredChunk
+    from ctxdocs.library import Library
+
+#: The key under which a document's metadata hold the reference to its memory.
+MEMORY = "memory"
+
+
+def format_memories(documents: Sequence[Document]) -> str:
+    """Return the references to documents' memories, one behind another, to be put into a prompt.
+
+    ``retriever | format_memories`` takes the place of the function that joins documents' texts in a chain. What the
+    prompt's model then reads in this place are the memories.
+
+    Raises
+    ------
+    InputError
+        If a document has no memory.
+    """
+    references = []
+    for document in documents:
+        reference = document.metadata.get(MEMORY)
+        if not isinstance(reference, str):
+            raise InputError(
+                f"a document has no memory: {document.page_content[:60]!r}",
+                "retrieve with CompressedMemoryRetriever, or put MemoryCompressor in front",
+            )
+        references.append(reference)
+    return "".join(references)
+
+
+def memory_documents(library: Library | str | Path) -> Iterator[Document]:
+    """Yield every chunk of a library as a document, for a vector store to index.
+
+    What the store finds then brings its memory along: ``store.as_retriever() | format_memories``.
+
+    Parameters
+    ----------
+    library : Library or str or path
+        The library.
+
+    Yields
+    ------
+    langchain_core.documents.Document
+        ``page_content`` is the chunk's text; ``metadata`` are strings and whole numbers: ``memory`` (the reference),
+        ``source``, ``chunk``, ``start_index``, ``end_index``, ``slots``, ``tokens``. Its ``id`` is the same whenever
+        the library is gone through, so that indexing again replaces.
+    """
+    store = shared_library(library).store
+    references = References(store)
+    for document in store.documents():
+        numbers = iter(store.chunk_ids([document.uri]).tolist())
+        while page := list(islice(numbers, 256)):
+            for chunk in store.chunks(page):
+                yield document_of(chunk, references)
+
+
+def document_of(chunk: Hit | StoredChunk, references: References) -> Document:
+    """Return a chunk as a document."""
+    reference = references.write(chunk)
+    return Document(
+        id=reference.strip("[]").rpartition(":")[0],
+        page_content=chunk.text,
+        metadata={MEMORY: reference, **source_of(chunk)},
+    )

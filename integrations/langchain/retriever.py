@@ -1,0 +1,78 @@
+"""A LangChain retriever over a library: documents that bring their memories along."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from pydantic import ConfigDict, model_validator
+
+from ctxdocs.integrations.langchain.documents import document_of
+from ctxdocs.integrations.langchain.settings import LibraryField
+from ctxdocs.integrations.reading import LibraryReader, Search
+
+
+class CompressedMemoryRetriever(BaseRetriever):
+    """Finds chunks of a library; each comes as its text, with a reference to its memory.
+
+    Parameters
+    ----------
+    library : Library or str or path
+        The library.
+    k : int
+        Chunks to return; all there are, where the library holds fewer.
+    retrieval : {"hybrid", "dense", "lexical"}
+        Embeddings and BM25 joined, or one of them alone.
+    rerank : {"none", "likelihood"}
+        As in :meth:`ctxdocs.Library.search`.
+
+    Notes
+    -----
+    A document's metadata hold ``memory`` (the reference, see :mod:`ctxdocs.references`), ``score``, ``source``,
+    ``chunk``, ``start_index``, ``end_index``, ``slots`` and ``tokens``.
+    """
+
+    library: LibraryField
+    k: int = 4
+    retrieval: str = "hybrid"
+    rerank: str = "none"
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _check(self) -> CompressedMemoryRetriever:
+        Search(self.k, self.retrieval, self.rerank)
+        return self
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain can write the object as JSON; the library is written as its path."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What is written in place of attributes that JSON cannot hold."""
+        return {"library": str(self.library.path)}
+
+    @cached_property
+    def _reader(self) -> LibraryReader:
+        return LibraryReader(self.library)
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        retrieval: str | None = None,
+        rerank: str | None = None,
+    ) -> list[Document]:
+        search = Search(self.k if k is None else k, retrieval or self.retrieval, rerank or self.rerank)
+        (hits,) = self._reader.search([query], search)
+        documents = [document_of(hit, self._reader.references) for hit in hits]
+        for document, hit in zip(documents, hits, strict=True):
+            document.metadata["score"] = hit.score
+        return documents

@@ -1,0 +1,308 @@
+"""What the adapters share: how texts with references, questions and conversations become prompts of a library's model.
+
+Nothing here knows a framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+
+from ctxdocs.answers import Hit
+from ctxdocs.chat_format import ChatFormat
+from ctxdocs.checks import one_of, whole_number
+from ctxdocs.errors import InputError
+from ctxdocs.generation import Generation, GenerationOptions
+from ctxdocs.library import Rerank, Retrieval
+from ctxdocs.memory import Memory
+from ctxdocs.prompts import Piece, assemble, begun, encode_text
+from ctxdocs.references import References
+from ctxdocs.sharing import SharedModel, one_at_a_time, shared_model
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ctxdocs.cache import StoredChunk
+    from ctxdocs.library import Library
+    from ctxdocs.prompts import Prompt
+
+Pieces: TypeAlias = "list[Memory | Piece]"
+
+# Stands for the system text where a chat format is taken apart.
+_SYSTEM = "ctxdocs-system"
+
+
+@dataclass
+class Request:
+    """A prompt that is ready to be read.
+
+    Parameters
+    ----------
+    prompt : Prompt
+        Its parts.
+    sources : list of Hit or StoredChunk
+        The chunks whose memories stand in it, in this order.
+    stop : tuple of str
+        Strings that end an answer in this prompt's format.
+    is_raw : bool
+        Whether the prompt stands in no format. Then white space around what follows it may mean something.
+    """
+
+    prompt: Prompt
+    sources: list[Hit | StoredChunk] = field(default_factory=list)
+    stop: tuple[str, ...] = ()
+    is_raw: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a library is searched for a question: the choices of :meth:`ctxdocs.Library.search`, checked."""
+
+    k: int
+    retrieval: str = "hybrid"
+    rerank: str = "none"
+
+    def __post_init__(self) -> None:
+        if whole_number("k", self.k) < 1:
+            raise InputError(f"k must be at least 1, got {self.k}")
+        one_of("retrieval", self.retrieval, get_args(Retrieval))
+        one_of("rerank", self.rerank, get_args(Rerank))
+
+
+class LibraryReader:
+    """Lays out prompts for a library's model, and has them answered.
+
+    Parameters
+    ----------
+    library : Library
+        Where references are looked up, and what is searched.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.references = References(library.store)
+
+    @property
+    def model(self) -> SharedModel:
+        """The library's model; loaded when first asked for."""
+        return shared_model(self.library)
+
+    # Searching.
+
+    def search(self, queries: Sequence[str], search: Search) -> list[list[Hit]]:
+        """Search the library, one thread at a time."""
+        with one_at_a_time(self.library, with_model=search.rerank != "none"):
+            return self.library.search_many(queries, **asdict(search))
+
+    # Laying out prompts.
+
+    def requests(self, texts: Sequence[str], search: Search | None, framing: str = "none") -> list[Request]:
+        """Return the prompts of texts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            Each may refer to memories.
+        search : Search, optional
+            If given, a text that refers to nothing is a question to the library.
+        framing : {"none", "turn"}
+            Whether other texts are prompts as they stand, or a turn each in the model's chat format.
+        """
+        requests = [self.as_written(text) if framing == "none" else self.conversation(text) for text in texts]
+        if search:
+            alone = [index for index, request in enumerate(requests) if not request.sources]
+            asked = self.questions([texts[index] for index in alone], search) if alone else []
+            for index, request in zip(alone, asked, strict=True):
+                requests[index] = request
+        return requests
+
+    def as_written(self, text: str) -> Request:
+        """Return a text as its own prompt, every reference replaced by its memory, and nothing added."""
+        pieces, sources = self._woven(text, ("", ""))
+        compressor: Any = self.model.compressor
+        prompt = begun(assemble(pieces, compressor.tokenizer), compressor.tokenizer, compressor.prefix_ids)
+        return Request(prompt, sources, is_raw=True)
+
+    def questions(self, questions: Sequence[str], search: Search) -> list[Request]:
+        """Return the prompts of questions to the library, in the model's prompt format, as ``Library.ask`` does."""
+        compressor: Any = self.model.compressor
+        layout = compressor.prompt_format
+        requests = []
+        for question, hits in zip(questions, self.search(questions, search), strict=True):
+            memories = self.library.memories(hits)
+            prompt = layout.build(question, memories, compressor.tokenizer, compressor.prefix_ids)
+            requests.append(Request(prompt, list(hits), layout.stop))
+        return requests
+
+    def conversation(
+        self, question: str, turns: Sequence[tuple[str, str]] = (), system: str = "", search: Search | None = None
+    ) -> Request:
+        """Return the prompt of a conversation, in the model's chat template or, without one, its prompt format.
+
+        Parameters
+        ----------
+        question : str
+            What is to be answered.
+        turns : sequence of (str, str)
+            Questions and answers so far.
+        system : str
+            What the model is told before the first turn.
+        search : Search, optional
+            Search the library for the question, unless it or the system's text refers to memories.
+
+        Raises
+        ------
+        InputError
+            If the question is blank, or the chat template has no place for a system text.
+        """
+        layout = self.layout(system)
+        before, after = _opening(layout, system)
+        said, sources = self._woven(system, _frame(layout))
+        pieces, is_searched = [before, *said, after], not sources
+        for asked, answered in turns:
+            turn, read = self._turn(layout, asked)
+            pieces += [*turn, Piece(answered, trusted=False), Piece(layout.between)]
+            sources += read
+        turn, read = self._question(layout, question, search if is_searched else None)
+        return Request(self._begun(layout, [*pieces, *turn]), [*sources, *read], layout.turn.stop)
+
+    def continued(self, history: Memory, question: str, system: str = "", search: Search | None = None) -> Request:
+        """Return the prompt of a question behind the memory of all that was said before.
+
+        The memory begins with the system's text; what that refers to is read in front of the question.
+        """
+        layout = self.layout(system)
+        said, sources = self._woven(system, _frame(layout))
+        referred = [piece for index, piece in enumerate(said) if _is_framed(said, index)]
+        turn, read = self._question(layout, question, None if sources else search)
+        pieces: Pieces = [history, Piece(layout.between), *referred, *turn]
+        return Request(self._begun(layout, pieces), [*sources, *read], layout.turn.stop)
+
+    def layout(self, system: str) -> ChatFormat:
+        """Return what stands around the turns of a conversation."""
+        return ChatFormat.of(self.model.compressor, _SYSTEM if system else None)
+
+    def opening_text(self, layout: ChatFormat, system: str) -> list[Piece]:
+        """Return the text in front of the first turn, without what it refers to."""
+        before, after = _opening(layout, system)
+        return [before, Piece(self.text_of(system), trusted=False), after]
+
+    def text_of(self, text: str) -> str:
+        """Return a text without its references."""
+        return "".join(part for part in self.references.read(text) if isinstance(part, str))
+
+    def _question(
+        self, layout: ChatFormat, question: str, search: Search | None
+    ) -> tuple[Pieces, list[Hit | StoredChunk]]:
+        """Return the last turn up to where its answer begins, with what a search found if nothing is referred to."""
+        if not question.strip():
+            raise InputError("the last message is empty", "ask something")
+        turn, sources = self._turn(layout, question)
+        if search is None or sources:
+            return turn, sources
+        (hits,) = self.search([question], search)
+        return layout.turn.pieces(question, self.library.memories(hits)), list(hits)
+
+    def _turn(self, layout: ChatFormat, question: str) -> tuple[Pieces, list[Hit | StoredChunk]]:
+        """Return a turn up to where its answer begins.
+
+        What a question refers to stands, with the text in front of it, where the format has its sources; what comes
+        behind the last reference is the question.
+        """
+        pieces, sources = self._woven(question, _frame(layout))
+        end = 1 + max((index for index in range(len(pieces)) if _is_framed(pieces, index)), default=-1)
+        text = "".join(piece.text for piece in pieces[end:] if isinstance(piece, Piece))
+        return [*pieces[:end], *layout.turn.pieces(text)], sources
+
+    def _woven(self, text: str, frame: tuple[str, str]) -> tuple[Pieces, list[Hit | StoredChunk]]:
+        """Return a text's pieces, memories in place of references, each in its frame; and the chunks they are of."""
+        parts = self.references.read(text)
+        chunks = [part for part in parts if not isinstance(part, str)]
+        memories = iter(self.library.store.memories(chunks))
+        pieces: Pieces = []
+        for part in parts:
+            if isinstance(part, str):
+                pieces.append(Piece(part, trusted=False))
+            else:
+                pieces += [Piece(frame[0]), next(memories), Piece(frame[1])]
+        return pieces, list(chunks)
+
+    def _begun(self, layout: ChatFormat, pieces: Pieces) -> Prompt:
+        compressor: Any = self.model.compressor
+        prompt = assemble(pieces, compressor.tokenizer)
+        if layout.adds_bos or compressor.prefix_ids is not None:
+            return begun(prompt, compressor.tokenizer, compressor.prefix_ids)
+        return prompt
+
+    def token_ids(self, text: str) -> list[int]:
+        """Return the ids of a text's tokens; no special ones are recognised or added."""
+        tokenizer: Any = self.model.compressor.tokenizer
+        return encode_text(tokenizer, text).tolist()
+
+    # Answering.
+
+    def generate(self, requests: Sequence[Request], options: GenerationOptions) -> list[Generation]:
+        """Answer prompts, in batches of those that end at the same strings."""
+        answers: dict[int, Generation] = {}
+        stops = {request.stop for request in requests}
+        for stop in sorted(stops):
+            indices = [index for index, request in enumerate(requests) if request.stop == stop]
+            results = self.model.generate([requests[i].prompt for i in indices], stopping_at(options, stop))
+            answers.update(zip(indices, results, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def stream(self, request: Request, options: GenerationOptions) -> Generator[str, None, Generation]:
+        """Answer a prompt, yielding text as it is decided."""
+        return self.model.stream(request.prompt, stopping_at(options, request.stop))
+
+
+def stopping_at(options: GenerationOptions, stop: Sequence[str]) -> GenerationOptions:
+    """Return options that end generation at more strings."""
+    return replace(options, stop=tuple(dict.fromkeys([*options.stop, *stop])))
+
+
+def stripped(pieces: Generator[str, None, Generation]) -> Generator[str, None, Generation]:
+    """Pass on a stream without the white space at its beginning and end."""
+    begun_, held = False, ""
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            return end.value
+        piece = held + (piece if begun_ else piece.lstrip())
+        kept = piece.rstrip()
+        held = piece[len(kept) :]
+        if kept:
+            begun_ = True
+            yield kept
+
+
+def source_of(chunk: Hit | StoredChunk) -> dict[str, Any]:
+    """Return where a chunk is from, as JSON-able values."""
+    if isinstance(chunk, Hit):
+        place = {"source": chunk.document, "chunk": chunk.chunk}
+    else:
+        place = {"source": chunk.uri, "chunk": chunk.ordinal}
+    return {**place, "start_index": chunk.start, "end_index": chunk.end, "slots": chunk.slots, "tokens": chunk.tokens}
+
+
+def _opening(layout: ChatFormat, system: str) -> tuple[Piece, Piece]:
+    """Return what stands in front of the system's text and behind it; the text itself comes from outside."""
+    if not system:
+        return Piece(layout.opening), Piece("")
+    before, found, after = layout.opening.partition(_SYSTEM)
+    if not found:
+        raise InputError("the model's chat template has no place for a system text", "leave the system text out")
+    return Piece(before), Piece(after)
+
+
+def _is_framed(pieces: Pieces, index: int) -> bool:
+    """Whether a piece of woven text is a memory, or what its frame begins or ends with."""
+    piece = pieces[index]
+    return isinstance(piece, Memory) or piece.trusted
+
+
+def _frame(layout: ChatFormat) -> tuple[str, str]:
+    before, _, after = layout.turn.memory.partition("{source}")
+    return before, after
