@@ -245,7 +245,15 @@ class Library:
 
     # Reading.
 
-    def search(self, query: str, k: int = 4, *, retrieval: Retrieval = "hybrid", rerank: Rerank = "none") -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        k: int = 4,
+        *,
+        retrieval: Retrieval = "hybrid",
+        rerank: Rerank = "none",
+        documents: Iterable[str] | None = None,
+    ) -> list[Hit]:
         """Return the ``k`` best chunks for a query, best first; fewer when the library holds fewer.
 
         Parameters
@@ -259,6 +267,8 @@ class Library:
         rerank : {"none", "likelihood"}
             Rank the best of them anew, by how likely the compressor finds the query behind each one's memory
             (:mod:`ctxdocs.reranking`). A hit's score is then the mean log-probability of the query's tokens.
+        documents : iterable of str, optional
+            Uris of the only documents to look into; those that are not in the library hold nothing.
 
         Raises
         ------
@@ -267,10 +277,16 @@ class Library:
         LibraryError
             If the library is empty.
         """
-        return self.search_many([query], k, retrieval=retrieval, rerank=rerank)[0]
+        return self.search_many([query], k, retrieval=retrieval, rerank=rerank, documents=documents)[0]
 
     def search_many(
-        self, queries: Sequence[str], k: int = 4, *, retrieval: Retrieval = "hybrid", rerank: Rerank = "none"
+        self,
+        queries: Sequence[str],
+        k: int = 4,
+        *,
+        retrieval: Retrieval = "hybrid",
+        rerank: Rerank = "none",
+        documents: Iterable[str] | None = None,
     ) -> list[list[Hit]]:
         """Like :meth:`search` for several queries, embedded in one batch."""
         if k < 1:
@@ -285,15 +301,18 @@ class Library:
             raise LibraryError(
                 f"the library {self.path} is empty", "run: ctxdocs compress PATH --library " + str(self.path)
             )
+        allowed = None if documents is None else self.store.chunk_ids(documents).tolist()
         pool = k if retrieval != "hybrid" and rerank == "none" else max(4 * k, 32)
         rankings: list[list[list[tuple[int, float]]]] = [[] for _ in queries]
         if retrieval != "lexical":
-            ids, scores = self.store.nearest(np.asarray(self.embedder.embed_queries(list(queries))), pool)
+            ids, scores = self.store.nearest(
+                np.asarray(self.embedder.embed_queries(list(queries))), pool, allowed=allowed
+            )
             for ranking, row_ids, row_scores in zip(rankings, ids.tolist(), scores.tolist(), strict=True):
                 ranking.append([(i, s) for i, s in zip(row_ids, row_scores, strict=True) if i >= 0])
         if retrieval != "dense":
             for ranking, query in zip(rankings, queries, strict=True):
-                ranking.append(self.store.matching(query, pool))
+                ranking.append(self.store.matching(query, pool, allowed=allowed))
         if rerank == "none":
             return [self._hits(ranking, k) for ranking in rankings]
         return self._reranked(queries, [self._hits(ranking, pool) for ranking in rankings], k)
@@ -317,7 +336,7 @@ class Library:
         max_new_tokens : int
             Upper bound of the answer's tokens.
         **options
-            ``retrieval`` and ``rerank`` of :meth:`search`; the other fields of
+            ``retrieval``, ``rerank`` and ``documents`` of :meth:`search`; the other fields of
             :class:`ctxdocs.generation.GenerationOptions`; and ``blend``, from 0 (default) to 1: of so large a share of
             the chunks' tokens keys and values are computed again, so that exact memories know of each other
             (:mod:`ctxdocs.compressors.blending`).
@@ -400,7 +419,7 @@ class Library:
         if mode not in ("memory", "text", "none"):
             raise InputError(f"unknown mode {mode!r}", "choose memory, text or none")
         options = dict(options)
-        how = {name: options.pop(name) for name in ("retrieval", "rerank") if name in options}
+        how = {name: options.pop(name) for name in ("retrieval", "rerank", "documents") if name in options}
         share = options.pop("blend", None)
         if share is not None and mode != "memory":
             raise InputError(f"blend is for memories, and mode={mode!r} reads none", "leave blend out")

@@ -5,8 +5,8 @@ Nothing here knows a framework.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from ctxdocs.answers import Hit
@@ -57,13 +57,30 @@ class Request:
 
 @dataclass(frozen=True)
 class Search:
-    """How a library is searched for a question: the choices of :meth:`ctxdocs.Library.search`, checked."""
+    """How a library is searched for a question.
+
+    Parameters
+    ----------
+    k, retrieval, rerank
+        As in :meth:`ctxdocs.Library.search`.
+    filter : mapping, optional
+        What must be so of a document: values by the names of its metadata, or ``source`` for its uri. A list stands
+        for any of its values.
+
+    Raises
+    ------
+    InputError
+        If a choice is unknown, or ``k`` is below 1.
+    """
 
     k: int
     retrieval: str = "hybrid"
     rerank: str = "none"
+    filter: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.filter is not None and not isinstance(self.filter, Mapping):
+            raise InputError(f"filter must be a dict of metadata, got {type(self.filter).__name__}")
         if whole_number("k", self.k) < 1:
             raise InputError(f"k must be at least 1, got {self.k}")
         one_of("retrieval", self.retrieval, get_args(Retrieval))
@@ -92,8 +109,19 @@ class LibraryReader:
 
     def search(self, queries: Sequence[str], search: Search) -> list[list[Hit]]:
         """Search the library, one thread at a time."""
+        documents = None if search.filter is None else self._documents(search.filter)
+        how: dict[str, Any] = {"retrieval": search.retrieval, "rerank": search.rerank, "documents": documents}
         with one_at_a_time(self.library, with_model=search.rerank != "none"):
-            return self.library.search_many(queries, **asdict(search))
+            return self.library.search_many(queries, search.k, **how)
+
+    def _documents(self, wanted: Mapping[str, Any]) -> list[str]:
+        """Return the uris of the documents with certain metadata."""
+        found = []
+        for document in self.library.store.documents():
+            values = {**document.metadata, "source": document.uri}
+            if all(name in values and _is_one_of(values[name], value) for name, value in wanted.items()):
+                found.append(document.uri)
+        return found
 
     # Laying out prompts.
 
@@ -301,6 +329,10 @@ def _is_framed(pieces: Pieces, index: int) -> bool:
     """Whether a piece of woven text is a memory, or what its frame begins or ends with."""
     piece = pieces[index]
     return isinstance(piece, Memory) or piece.trusted
+
+
+def _is_one_of(value: Any, wanted: Any) -> bool:
+    return value in wanted if isinstance(wanted, list | tuple | set) else value == wanted
 
 
 def _frame(layout: ChatFormat) -> tuple[str, str]:

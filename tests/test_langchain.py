@@ -163,6 +163,7 @@ def test_documents_bring_their_memories(library, retriever):
     for document, hit in zip(documents, hits, strict=True):
         assert document.metadata.pop("memory").startswith(f"[[memory:{hit.id}:")
         assert document.metadata == {
+            **library.store.document(hit.document).metadata,
             "source": hit.document,
             "chunk": hit.chunk,
             "start_index": hit.start,
@@ -179,6 +180,27 @@ def test_the_librarys_ways_of_searching(library, options):
     found = CompressedMemoryRetriever(library=library, k=2, **options).invoke(QUESTION)
     hits = library.search(QUESTION, k=2, **options)
     assert [(d.page_content, d.metadata["score"]) for d in found] == [(hit.text, hit.score) for hit in hits]
+
+
+def test_filters_say_which_documents_are_searched(library, retriever, llm):
+    for number, year in enumerate((2019, 2025)):
+        library.add(Document.from_text(f"Rule {number}.", uri=f"rule/{year}", metadata={"year": year, "kind": "rule"}))
+
+    def found(**options):
+        return sorted(document.metadata["source"] for document in retriever.invoke("rule", k=9, **options))
+
+    assert found(filter={"kind": "rule"}) == ["rule/2019", "rule/2025"]
+    assert found(filter={"kind": "rule", "year": 2025}) == ["rule/2025"]
+    assert found(filter={"source": ["rule/2019", "elsewhere"]}) == ["rule/2019"]
+    assert found(filter={"kind": "rule"}, retrieval="dense", rerank="likelihood") == ["rule/2019", "rule/2025"]
+    assert found(filter={"kind": "law"}) == found(filter={"nothing": None}) == []
+    assert len(found(filter={})) == 5
+    always = CompressedMemoryRetriever(library=library, k=9, filter={"year": 2019})
+    assert [document.metadata["year"] for document in always.invoke("rule")] == [2019]
+    info = llm.generate(["rule"], k=9, filter={"year": 2025}).generations[0][0].generation_info
+    assert [source["source"] for source in info["sources"]] == ["rule/2025"]
+    with pytest.raises(InputError, match="filter must be a dict"):
+        retriever.invoke("rule", filter="year")
 
 
 def test_k_beyond_the_library_returns_all_there_is(retriever, llm):

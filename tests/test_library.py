@@ -86,6 +86,14 @@ def test_stored_memories_are_what_the_compressor_makes(library):
 
 
 @pytest.mark.parametrize("retrieval", ["hybrid", "dense", "lexical"])
+def test_search_among_some_documents(library, retrieval):
+    (gauge,) = [uri for uri in library.store.digests() if uri.endswith("gauge.rst")]
+    hits = library.search("ferry gauge", k=9, retrieval=retrieval, documents=[gauge, "nothing"])
+    assert {hit.document for hit in hits} == {gauge}
+    assert library.search("ferry", retrieval=retrieval, documents=[]) == []
+
+
+@pytest.mark.parametrize("retrieval", ["hybrid", "dense", "lexical"])
 def test_search_finds_the_document(library, retrieval):
     hits = library.search("lighthouse built 1874", k=2, retrieval=retrieval)
     assert hits[0].document.endswith("lighthouse.md")

@@ -35,7 +35,7 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
 
     Parameters
     ----------
-    library, k, retrieval, rerank, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+    library, k, retrieval, rerank, filter, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
         As in :class:`LibrarySettings`. All but ``library`` may be given for one call as well.
     history : {"text", "memory"}
         Whether earlier turns are read as their text, or compressed: a session reads each turn once and keeps its

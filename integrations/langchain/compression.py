@@ -12,6 +12,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict
 
 from ctxdocs import corpus
+from ctxdocs.errors import InputError, LibraryError
 from ctxdocs.integrations.langchain.documents import MEMORY
 from ctxdocs.integrations.langchain.settings import LibraryField
 from ctxdocs.references import References
@@ -63,13 +64,10 @@ class MemoryCompressor(BaseDocumentCompressor):
         LibraryError
             If another process is writing it.
         """
-        new = {
-            _uri(document.page_content): document.page_content
-            for document in documents
-            if document.page_content.strip() and not self._has_memory(document)
-        }
-        self._add(new)
-        return [self._with_memory(document) for document in documents]
+        have = [self._has_memory(document) for document in documents]
+        texts = [document.page_content for document, has in zip(documents, have, strict=True) if not has]
+        self._add({_uri(text): text for text in texts if text.strip()})
+        return [document if has else self._with_memory(document) for document, has in zip(documents, have, strict=True)]
 
     def _add(self, texts: dict[str, str]) -> None:
         store = self.library.store
@@ -82,13 +80,14 @@ class MemoryCompressor(BaseDocumentCompressor):
 
     def _has_memory(self, document: Document) -> bool:
         reference = document.metadata.get(MEMORY)
-        return isinstance(reference, str) and any(
-            not isinstance(part, str) for part in self._references.read(reference)
-        )
+        if not isinstance(reference, str):
+            return False
+        try:
+            return any(not isinstance(part, str) for part in self._references.read(reference))
+        except (InputError, LibraryError):  # it is of another library, or gone: the text is there
+            return False
 
     def _with_memory(self, document: Document) -> Document:
-        if self._has_memory(document):
-            return document
         chunks = self._chunks(document.page_content)
         return document.model_copy(
             update={"metadata": {**document.metadata, MEMORY: "".join(map(self._references.write, chunks))}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 
@@ -60,24 +60,26 @@ def memory_documents(library: Library | str | Path) -> Iterator[Document]:
     Yields
     ------
     langchain_core.documents.Document
-        ``page_content`` is the chunk's text; ``metadata`` are strings and whole numbers: ``memory`` (the reference),
-        ``source``, ``chunk``, ``start_index``, ``end_index``, ``slots``, ``tokens``. Its ``id`` is the same whenever
-        the library is gone through, so that indexing again replaces.
+        ``page_content`` is the chunk's text; ``metadata`` are those of the library's document, as far as they are
+        words, numbers and truth values, which all stores take, and ``memory`` (the reference), ``source``, ``chunk``,
+        ``start_index``, ``end_index``, ``slots``, ``tokens``. Its ``id`` is the same whenever the library is gone
+        through, so that indexing again replaces.
     """
     store = shared_library(library).store
     references = References(store)
     for document in store.documents():
+        metadata = {name: value for name, value in document.metadata.items() if isinstance(value, str | int | float)}
         numbers = iter(store.chunk_ids([document.uri]).tolist())
         while page := list(islice(numbers, 256)):
             for chunk in store.chunks(page):
-                yield document_of(chunk, references)
+                yield document_of(chunk, references, metadata)
 
 
-def document_of(chunk: Hit | StoredChunk, references: References) -> Document:
-    """Return a chunk as a document."""
+def document_of(chunk: Hit | StoredChunk, references: References, metadata: dict[str, Any]) -> Document:
+    """Return a chunk as a document, with these metadata and its own."""
     reference = references.write(chunk)
     return Document(
         id=reference.strip("[]").rpartition(":")[0],
         page_content=chunk.text,
-        metadata={MEMORY: reference, **source_of(chunk)},
+        metadata={**metadata, MEMORY: reference, **source_of(chunk)},
     )

@@ -27,7 +27,7 @@ class CompressedMemoryLLM(LibrarySettings, BaseLLM):
 
     Parameters
     ----------
-    library, k, retrieval, rerank, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+    library, k, retrieval, rerank, filter, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
         As in :class:`LibrarySettings`. All but ``library`` may be given for one call as well.
     framing : {"none", "turn"}
         Whether a prompt that is read as it stands is all the model sees, or is put as one turn into the model's chat

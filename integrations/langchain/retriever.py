@@ -28,23 +28,30 @@ class CompressedMemoryRetriever(BaseRetriever):
         Embeddings and BM25 joined, or one of them alone.
     rerank : {"none", "likelihood"}
         As in :meth:`ctxdocs.Library.search`.
+    filter : dict, optional
+        What must be so of a document: values by the names of its metadata, or ``source`` for its uri. A list stands
+        for any of its values. The documents of the library are gone through for it with every call.
 
     Notes
     -----
-    A document's metadata hold ``memory`` (the reference, see :mod:`ctxdocs.references`), ``score``, ``source``,
-    ``chunk``, ``start_index``, ``end_index``, ``slots`` and ``tokens``.
+    ``k`` and the others may be given for one call as well: ``retriever.invoke(query, k=2)``.
+
+    A document's metadata are those of the library's document, and ``memory`` (the reference, see
+    :mod:`ctxdocs.references`), ``score``, ``source``, ``chunk``, ``start_index``, ``end_index``, ``slots`` and
+    ``tokens``.
     """
 
     library: LibraryField
     k: int = 4
     retrieval: str = "hybrid"
     rerank: str = "none"
+    filter: dict[str, Any] | None = None
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     @model_validator(mode="after")
     def _check(self) -> CompressedMemoryRetriever:
-        Search(self.k, self.retrieval, self.rerank)
+        Search(self.k, self.retrieval, self.rerank, self.filter)
         return self
 
     @classmethod
@@ -69,10 +76,19 @@ class CompressedMemoryRetriever(BaseRetriever):
         k: int | None = None,
         retrieval: str | None = None,
         rerank: str | None = None,
+        filter: dict[str, Any] | None = None,
     ) -> list[Document]:
-        search = Search(self.k if k is None else k, retrieval or self.retrieval, rerank or self.rerank)
+        search = Search(
+            self.k if k is None else k,
+            self.retrieval if retrieval is None else retrieval,
+            self.rerank if rerank is None else rerank,
+            self.filter if filter is None else filter,
+        )
         (hits,) = self._reader.search([query], search)
-        documents = [document_of(hit, self._reader.references) for hit in hits]
-        for document, hit in zip(documents, hits, strict=True):
-            document.metadata["score"] = hit.score
+        stored = {uri: self.library.store.document(uri) for uri in {hit.document for hit in hits}}
+        documents = []
+        for hit in hits:
+            document = stored[hit.document]
+            metadata = {**(document.metadata if document else {}), "score": hit.score}
+            documents.append(document_of(hit, self._reader.references, metadata))
         return documents

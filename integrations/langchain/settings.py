@@ -32,8 +32,8 @@ class LibrarySettings(Serializable):
         compressor or embedder was made in Python has to be opened there (``ctxdocs.Library.open``) and passed.
     k : int, optional
         Chunks to search for; None searches for nothing.
-    retrieval, rerank : str
-        As in :meth:`ctxdocs.Library.search`.
+    retrieval, rerank, filter
+        As in :class:`ctxdocs.integrations.reading.Search`.
     max_new_tokens : int
         Upper bound of new tokens; ``max_tokens`` is another name for it.
     temperature, top_k, top_p, repetition_penalty, seed
@@ -53,6 +53,7 @@ class LibrarySettings(Serializable):
     k: int | None = None
     retrieval: str = "hybrid"
     rerank: str = "none"
+    filter: dict[str, Any] | None = None
     max_new_tokens: int = Field(default=64, alias="max_tokens")
     temperature: float = 0.0
     top_k: int = 0
@@ -119,7 +120,7 @@ class LibrarySettings(Serializable):
     def _search(self, changes: dict[str, Any]) -> Search | None:
         """Return how the library is searched in a call; None if it is not."""
         k = changes.pop("k", self.k)
-        how = {name: changes.pop(name, getattr(self, name)) for name in ("retrieval", "rerank")}
+        how = {name: changes.pop(name, getattr(self, name)) for name in ("retrieval", "rerank", "filter")}
         return None if k is None else Search(k, **how)
 
 
@@ -128,5 +129,5 @@ def refuse(changes: dict[str, Any]) -> None:
     if changes:
         raise InputError(
             f"unknown option {sorted(changes)[0]!r}",
-            f"one of: k, retrieval, rerank, max_new_tokens, {', '.join(_SAMPLING)}, stop",
+            f"one of: k, retrieval, rerank, filter, max_new_tokens, {', '.join(_SAMPLING)}, stop",
         )
