@@ -62,7 +62,8 @@ def one_at_a_time(library: Library, *, with_model: bool = False) -> Iterator[Non
     """Have a library's embedder, and if asked for its compressor, to oneself in a block."""
     with _lock:
         lock: Any = _library_locks.setdefault(library, threading.RLock())
-    with lock, shared_model(library).lock if with_model else nullcontext():
+    model_lock: Any = shared_model(library).lock if with_model else nullcontext()
+    with lock, model_lock:
         yield
 
 

@@ -187,7 +187,8 @@ class LibraryReader:
         layout = self.layout(system)
         before, after = _opening(layout, system)
         said, sources = self._woven(system, _frame(layout))
-        pieces, is_searched = [before, *said, after], not sources
+        pieces: Pieces = [before, *said, after]
+        is_searched = not sources
         for asked, answered in turns:
             turn, read = self._turn(layout, asked)
             pieces += [*turn, Piece(answered, trusted=False), Piece(layout.between)]

@@ -1,0 +1,68 @@
+"""Memories behind an index that is already there: python examples/langchain_existing_index.py.
+
+The index is LangChain's in-memory vector store; FAISS, Chroma and the others are used in the same way.
+"""
+
+import tempfile
+from pathlib import Path
+
+from langchain_core.documents import Document
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+
+import ctxdocs
+from ctxdocs.integrations.langchain import (
+    ChatCompressedMemory,
+    MemoryCompressor,
+    MemoryEmbeddings,
+    format_memories,
+    memory_documents,
+)
+
+CORPUS = Path(__file__).parent / "corpus" / "handbook"
+QUESTION = "How long is the causeway to Tarrow Head?"
+
+TEMPLATE = ChatPromptTemplate.from_messages([("system", "{context}"), ("human", "{question}")])
+
+
+def main() -> None:
+    """Ask an index of texts, compressed when they are first found; then one whose documents bring memories along."""
+    with tempfile.TemporaryDirectory() as folder:
+        embeddings = MemoryEmbeddings()
+
+        # An index of plain texts, as any application has it.
+        texts = InMemoryVectorStore(embeddings)
+        texts.add_documents(
+            [
+                Document(page_content=paragraph, metadata={"source": path.name})
+                for path in sorted(CORPUS.glob("*.md"))[:3]
+                for paragraph in path.read_text(encoding="utf-8").split("\n\n")
+                if len(paragraph) > 100
+            ]
+        )
+        library = ctxdocs.Library.create(Path(folder) / "memories")
+        compressor = MemoryCompressor(library=library)
+        found = texts.as_retriever(search_kwargs={"k": 3})
+        context = found | compressor.compress | format_memories
+        model = ChatCompressedMemory(library=library, max_tokens=16)
+        chain = {"context": context, "question": RunnablePassthrough()} | TEMPLATE | model
+        for time in ("first", "second"):
+            message = chain.invoke(QUESTION)
+            print(f"{time} time -> {message.content} ({library.info()['documents']} texts compressed so far)")
+
+        # A library compressed beforehand, with another index than its own.
+        handbook = ctxdocs.Library.create(Path(folder) / "handbook")
+        handbook.add(CORPUS)
+        index = InMemoryVectorStore(embeddings)
+        index.add_documents(list(memory_documents(handbook)))
+        context = index.as_retriever(search_kwargs={"k": 3}) | format_memories
+        model = ChatCompressedMemory(library=handbook, max_tokens=16)
+        chain = {"context": context, "question": RunnablePassthrough()} | TEMPLATE | model
+        message = chain.invoke(QUESTION)
+        names = sorted({Path(source["source"]).name for source in message.response_metadata["sources"]})
+        print(f"another index -> {message.content} (from {', '.join(names)})")
+
+
+if __name__ == "__main__":
+    main()
