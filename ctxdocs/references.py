@@ -166,6 +166,8 @@ def _key_of(folder: Path) -> bytes:
         if not path.exists():
             _make_key(path)
         key = path.read_bytes()
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            logger.warning("%s can be read by others, who can then forge references: chmod 600 it", path)
     except OSError as error:
         logger.info("%s: %s; references are good within this process only", path, error)
         return hmac.new(_process_key, os.fsencode(folder), hashlib.sha256).digest()

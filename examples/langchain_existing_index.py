@@ -20,7 +20,8 @@ from ctxdocs.integrations.langchain import (
     memory_documents,
 )
 
-CORPUS = Path(__file__).parent / "corpus" / "handbook"
+HANDBOOK = Path(__file__).parent / "corpus" / "handbook"
+PAGES = [HANDBOOK / name for name in ("welcome.md", "safety-rules-2019.md", "safety-rules-2025.md")]
 QUESTION = "How long is the causeway to Tarrow Head?"
 
 TEMPLATE = ChatPromptTemplate.from_messages([("system", "{context}"), ("human", "{question}")])
@@ -36,7 +37,7 @@ def main() -> None:
         texts.add_documents(
             [
                 Document(page_content=paragraph, metadata={"source": path.name})
-                for path in sorted(CORPUS.glob("*.md"))[:3]
+                for path in PAGES
                 for paragraph in path.read_text(encoding="utf-8").split("\n\n")
                 if len(paragraph) > 100
             ]
@@ -53,7 +54,7 @@ def main() -> None:
 
         # A library compressed beforehand, with another index than its own.
         handbook = ctxdocs.Library.create(Path(folder) / "handbook")
-        handbook.add(CORPUS)
+        handbook.add(PAGES)
         index = InMemoryVectorStore(embeddings)
         index.add_documents(list(memory_documents(handbook)))
         context = index.as_retriever(search_kwargs={"k": 3}) | format_memories

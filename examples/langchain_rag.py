@@ -15,17 +15,18 @@ from ctxdocs.integrations.langchain import (
     format_memories,
 )
 
-CORPUS = Path(__file__).parent / "corpus" / "handbook"
+HANDBOOK = Path(__file__).parent / "corpus" / "handbook"
+PAGES = [HANDBOOK / name for name in ("welcome.md", "safety-rules-2019.md", "safety-rules-2025.md")]
 QUESTION = "How long is the causeway to Tarrow Head?"
 
 TEMPLATE = ChatPromptTemplate.from_messages([("system", "{context}"), ("human", "{question}")])
 
 
 def main() -> None:
-    """Compress a folder; ask it by itself, and in a chain."""
+    """Compress a few pages; ask it by itself, and in a chain."""
     with tempfile.TemporaryDirectory() as folder:
         library = ctxdocs.Library.create(Path(folder) / "library")
-        library.add(CORPUS)
+        library.add(PAGES)
 
         # The model searches for itself. A library that is there already is given by its path: library="./library".
         llm = CompressedMemoryLLM(library=library, k=2, max_tokens=16)

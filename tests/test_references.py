@@ -145,6 +145,15 @@ def test_the_key_is_its_owners_alone(library, references):
     assert [entry.name for entry in library.path.iterdir() if entry.name.endswith(".tmp")] == []
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_a_key_that_others_can_read_is_noted(library, references, caplog):
+    References(library.store)
+    assert "can be read by others" not in caplog.text
+    (library.path / "references.key").chmod(0o644)
+    References(library.store)
+    assert "references.key can be read by others" in caplog.text
+
+
 def test_keys_differ_from_library_to_library_and_stay(library, references, make_library):
     other = make_library("other")
     References(other.store)

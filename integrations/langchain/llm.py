@@ -107,12 +107,8 @@ class CompressedMemoryLLM(LibrarySettings, BaseLLM):
         refuse(changes)
         return self._reader.requests(prompts, search, framing), options
 
-    def get_num_tokens(self, text: str) -> int:
-        """Return how many of the model's tokens a text is, its references not resolved."""
-        return len(self.get_token_ids(text))
-
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the ids of a text's tokens."""
+        """Return the ids of a text's tokens, its references not resolved."""
         return self._reader.token_ids(text)
 
 
