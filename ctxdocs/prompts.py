@@ -94,7 +94,7 @@ class PromptFormat:
         looks like a special token stays plain text. In front of all stands the compressor's prefix, if it has one.
         """
         pieces = [Piece(self.head), *self.pieces(question, sources)]
-        return self._begun(assemble(pieces, tokenizer), tokenizer, prefix_ids)
+        return self.begun(assemble(pieces, tokenizer), tokenizer, prefix_ids)
 
     def pieces(self, question: str, sources: Sequence[Memory | str] = ()) -> list[Memory | Piece]:
         """Return the pieces of a prompt from its sources on."""
@@ -123,9 +123,7 @@ class PromptFormat:
         that there is something to predict the others by.
         """
         pieces = [Piece(self.head), *self.pieces(question, sources)][:-1]
-        prompt, front = (
-            self._begun(assemble(some, tokenizer), tokenizer, prefix_ids) for some in (pieces, pieces[:-1])
-        )
+        prompt, front = (self.begun(assemble(some, tokenizer), tokenizer, prefix_ids) for some in (pieces, pieces[:-1]))
         last = prompt.pop()
         if isinstance(last, Memory):
             raise InputError("the question is empty", "ask something")
@@ -140,8 +138,8 @@ class PromptFormat:
         """The template's text in front of the sources."""
         return self.template.partition(_SOURCES)[0]
 
-    def _begun(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prefix_ids: Tensor | None) -> Prompt:
-        """Put in front what the prompt begins with, unless the head brings it."""
+    def begun(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prefix_ids: Tensor | None) -> Prompt:
+        """Put in front of a prompt that begins with the head what has to stand there, unless the head brings it."""
         if prefix_ids is None:
             return prompt if self.bos == "template" else with_bos(prompt, tokenizer)
         head = encode_pieces(tokenizer, [Piece(self.head)])
@@ -149,7 +147,7 @@ class PromptFormat:
             return with_prefix(prompt, prefix_ids)
         # A text's first token may take in the head's last space; the prefix in front of memories goes without it.
         text: Any = tokenizer.decode(head[len(prefix_ids) :])
-        in_front_of_memory = len(prompt) > 1 and isinstance(prompt[1], Memory) and begins_with(prompt[0], head)
+        in_front_of_memory = len(prompt) > 1 and isinstance(prompt[1], Memory) and head.equal(prompt[0])
         return [prefix_ids, *prompt[1:]] if in_front_of_memory and not text.strip() else prompt
 
 

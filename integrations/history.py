@@ -13,7 +13,7 @@ import torch
 
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.integrations.reading import LibraryReader, Request, Search
-from ctxdocs.prompts import Piece, begins_with, begun, encode_pieces
+from ctxdocs.prompts import Piece, begins_with, encode_pieces, with_bos
 
 if TYPE_CHECKING:
     from ctxdocs.compressors.sessions import Session
@@ -56,9 +56,9 @@ class CompressedHistory:
         with self._lock:
             read = next((count for count in range(len(turns), 0, -1) if keys[count] in self._sessions), 0)
             session = self._sessions.pop(keys[read], None)
-        if session is None:
-            session = self.reader.model.compressor.session()
         layout = self.reader.layout(system)
+        if session is None:
+            session = self.reader.opened(self.reader.opening_text(layout, system)[0]).session()
         for index in range(read, len(turns)):
             ids = self._ids(layout, system, turns[index], is_first=index == 0)
             with self.reader.model.lock, torch.no_grad():
@@ -71,16 +71,22 @@ class CompressedHistory:
 
     def _ids(self, layout: ChatFormat, system: str, turn: tuple[str, str], *, is_first: bool) -> Any:
         """Return the ids of a turn's text, without what it refers to."""
-        compressor: Any = self.reader.model.compressor
+        before, *said = self.reader.opening_text(layout, system)
+        compressor: Any = self.reader.opened(before)
+        tokenizer = compressor.tokenizer
         question, answer = (Piece(self.reader.text_of(text), trusted=False) for text in turn)
-        pieces: list[Any] = self.reader.opening_text(layout, system) if is_first else [Piece(layout.between)]
-        before, _, after = layout.turn.pieces("")
-        ids = encode_pieces(compressor.tokenizer, [*pieces, before, question, after, answer])  # type: ignore[list-item]
+        front, _, behind = layout.turn.pieces("")
+        rest: list[Any] = [front, question, behind, answer]
         if not is_first:
-            return ids
-        if compressor.prefix_ids is not None:  # the session begins with it by itself
-            return ids[len(compressor.prefix_ids) :] if begins_with(ids, compressor.prefix_ids) else ids
-        return torch.cat(begun([ids], compressor.tokenizer)) if layout.adds_bos else ids  # type: ignore[arg-type]
+            return encode_pieces(tokenizer, [Piece(layout.between), *rest])
+        ids, prefix = encode_pieces(tokenizer, [before, *said, *rest]), compressor.prefix_ids
+        if prefix is None:
+            return ids if layout.turn.bos == "template" else torch.cat(with_bos([ids], tokenizer))  # type: ignore[arg-type]
+        # The session begins with the prefix by itself.
+        if begins_with(ids, prefix):
+            return ids[len(prefix) :]
+        opening_is_prefix = begins_with(encode_pieces(tokenizer, [before]), prefix)
+        return encode_pieces(tokenizer, [*said, *rest]) if opening_is_prefix else ids
 
 
 def _key(system: str, turns: Sequence[tuple[str, str]]) -> str:

@@ -16,7 +16,7 @@ from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.library import Rerank, Retrieval
 from ctxdocs.memory import Memory
-from ctxdocs.prompts import Piece, assemble, begun, encode_text
+from ctxdocs.prompts import Piece, assemble, begun, encode_text, with_bos
 from ctxdocs.references import References
 from ctxdocs.sharing import SharedModel, one_at_a_time, shared_model
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ctxdocs.cache import StoredChunk
+    from ctxdocs.compressors.base import Compressor
     from ctxdocs.library import Library
     from ctxdocs.prompts import Prompt
 
@@ -146,10 +147,16 @@ class LibraryReader:
         return requests
 
     def as_written(self, text: str) -> Request:
-        """Return a text as its own prompt, every reference replaced by its memory, and nothing added."""
+        """Return a text as its own prompt, every reference replaced by its memory.
+
+        Nothing is added but what the tokenizer or the method begins every prompt with; see ``Compressor.generate``.
+        """
         pieces, sources = self._woven(text, ("", ""))
         compressor: Any = self.model.compressor
-        prompt = begun(assemble(pieces, compressor.tokenizer), compressor.tokenizer, compressor.prefix_ids)
+        if compressor.prefix_ids is None:
+            prompt = with_bos(assemble(pieces, compressor.tokenizer), compressor.tokenizer)
+        else:
+            prompt = compressor._prompt([p.text if isinstance(p, Piece) else p for p in pieces], [])
         return Request(prompt, sources, is_raw=True)
 
     def questions(self, questions: Sequence[str], search: Search) -> list[Request]:
@@ -185,7 +192,7 @@ class LibraryReader:
             If the question is blank, or the chat template has no place for a system text.
         """
         layout = self.layout(system)
-        before, after = _opening(layout, system)
+        before, after = opening(layout, system)
         said, sources = self._woven(system, _frame(layout))
         pieces: Pieces = [before, *said, after]
         is_searched = not sources
@@ -194,7 +201,12 @@ class LibraryReader:
             pieces += [*turn, Piece(answered, trusted=False), Piece(layout.between)]
             sources += read
         turn, read = self._question(layout, question, search if is_searched else None)
-        return Request(self._begun(layout, [*pieces, *turn]), [*sources, *read], layout.turn.stop)
+        compressor: Any = self.opened(before)
+        prompt = assemble([*pieces, *turn], compressor.tokenizer)
+        prompt = replace(layout, opening=before.text).first_turn.begun(
+            prompt, compressor.tokenizer, compressor.prefix_ids
+        )
+        return Request(prompt, [*sources, *read], layout.turn.stop)
 
     def continued(self, history: Memory, question: str, system: str = "", search: Search | None = None) -> Request:
         """Return the prompt of a question behind the memory of all that was said before.
@@ -205,17 +217,30 @@ class LibraryReader:
         said, sources = self._woven(system, _frame(layout))
         referred = [piece for index, piece in enumerate(said) if _is_framed(said, index)]
         turn, read = self._question(layout, question, None if sources else search)
-        pieces: Pieces = [history, Piece(layout.between), *referred, *turn]
-        return Request(self._begun(layout, pieces), [*sources, *read], layout.turn.stop)
+        compressor: Any = self.opened(self.opening_text(layout, system)[0])
+        prompt = assemble([history, Piece(layout.between), *referred, *turn], compressor.tokenizer)
+        prompt = begun(prompt, compressor.tokenizer, compressor.prefix_ids)
+        return Request(prompt, [*sources, *read], layout.turn.stop)
 
     def layout(self, system: str) -> ChatFormat:
         """Return what stands around the turns of a conversation."""
         return ChatFormat.of(self.model.compressor, _SYSTEM if system else None)
 
     def opening_text(self, layout: ChatFormat, system: str) -> list[Piece]:
-        """Return the text in front of the first turn, without what it refers to."""
-        before, after = _opening(layout, system)
-        return [before, Piece(self.text_of(system), trusted=False), after]
+        """Return the text in front of the first turn, without what it refers to.
+
+        The first piece is the chat format's own. It holds the system's text, unless that imitates special tokens.
+        """
+        text = self.text_of(system)
+        compressor: Any = self.model.compressor
+        if not any(special in text for special in compressor.tokenizer.all_special_tokens):
+            return [Piece(ChatFormat.of(compressor, text or None).opening)]
+        before, after = opening(layout, system)
+        return [before, Piece(text, trusted=False), after]
+
+    def opened(self, before: Piece) -> Compressor:
+        """Return the compressor as it reads a conversation that begins with a text of the chat template's own."""
+        return self.model.compressor.opened(before.text)
 
     def text_of(self, text: str) -> str:
         """Return a text without its references."""
@@ -256,13 +281,6 @@ class LibraryReader:
             else:
                 pieces += [Piece(frame[0]), next(memories), Piece(frame[1])]
         return pieces, list(chunks)
-
-    def _begun(self, layout: ChatFormat, pieces: Pieces) -> Prompt:
-        compressor: Any = self.model.compressor
-        prompt = assemble(pieces, compressor.tokenizer)
-        if layout.adds_bos or compressor.prefix_ids is not None:
-            return begun(prompt, compressor.tokenizer, compressor.prefix_ids)
-        return prompt
 
     def token_ids(self, text: str) -> list[int]:
         """Return the ids of a text's tokens; no special ones are recognised or added."""
@@ -316,7 +334,7 @@ def source_of(chunk: Hit | StoredChunk) -> dict[str, Any]:
     return {**place, "start_index": chunk.start, "end_index": chunk.end, "slots": chunk.slots, "tokens": chunk.tokens}
 
 
-def _opening(layout: ChatFormat, system: str) -> tuple[Piece, Piece]:
+def opening(layout: ChatFormat, system: str) -> tuple[Piece, Piece]:
     """Return what stands in front of the system's text and behind it; the text itself comes from outside."""
     if not system:
         return Piece(layout.opening), Piece("")

@@ -14,12 +14,15 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from pydantic import BaseModel, ValidationError
 
+from ctxdocs import generation
 from ctxdocs.conversation import Conversation
 from ctxdocs.corpus import Document
 from ctxdocs.errors import ContextTooLong, InputError
+from ctxdocs.generation import GenerationOptions
 from ctxdocs.integrations.langchain import ChatCompressedMemory, CompressedMemoryRetriever, format_memories
 from ctxdocs.library import Library
-from tests.conftest import FakeEmbedder, tiny_autocompressor
+from ctxdocs.prompts import encode_parts
+from tests.conftest import FakeEmbedder, tiny_autocompressor, tiny_kv
 
 QUESTION = "When does the ferry sail?"
 CHATML = (
@@ -40,21 +43,25 @@ def chat(library):
     return ChatCompressedMemory(library=library, max_tokens=8)
 
 
-@pytest.fixture
-def templated(tokenizer, tmp_path, corpus):
-    """A chat model whose tokenizer has a chat template."""
+@pytest.fixture(params=["autocompressor", "kv", "kvzip"])
+def templated(request, tokenizer, tmp_path, corpus):
+    """A chat model whose tokenizer has a chat template; of some methods documents are read behind its header."""
     with_template = copy.deepcopy(tokenizer)
     with_template.chat_template = CHATML
-    compressor = tiny_autocompressor(tokenizer=with_template)
+    if request.param == "autocompressor":
+        compressor = tiny_autocompressor(tokenizer=with_template)
+    else:
+        compressor = tiny_kv(request.param, with_template)
     library = Library.create(tmp_path / "templated", compressor, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
     library.add(corpus)
     return ChatCompressedMemory(library=library, max_tokens=8)
 
 
-def text_of(chat, parts, **options):
+def text_of(chat, parts, stop=("\nQuestion:", "\n\n")):
+    """What the model answers to a prompt of just these parts."""
     compressor = chat.library.compressor
-    options.setdefault("stop", compressor.prompt_format.stop)
-    return compressor.generate(parts, max_new_tokens=8, **options).strip()
+    prompt = encode_parts(parts, compressor.tokenizer)
+    return generation.generate(compressor, [prompt], GenerationOptions(max_new_tokens=8, stop=stop))[0].text.strip()
 
 
 def test_with_k_it_answers_as_the_library_does(library, chat):
@@ -107,7 +114,8 @@ def test_references_become_memories_where_they_stand(templated, place):
         expected = [ids("<|user|>Know "), *memories, ids("! When?<|end|><|assistant|>")]
     message = templated.invoke(messages)
     assert message.content == text_of(templated, expected, stop=())
-    assert message.usage_metadata["input_token_details"]["memory_slots"] == 8
+    slots = sum(memory.slots for memory in memories)
+    assert message.usage_metadata["input_token_details"]["memory_slots"] == slots
 
 
 def test_what_a_message_imitates_stays_text(templated):
@@ -190,6 +198,19 @@ def test_a_history_in_memory_reads_as_a_conversation_does(library):
     stop = ("\n", *library.compressor.prompt_format.stop)
     conversation = Conversation(library.compressor, library, k=2, system="Be brief.", max_new_tokens=8, stop=stop)
     messages = [SystemMessage("Be brief.")]
+    for question in ("When does the ferry sail?", "And in summer?", "Who built the lighthouse?"):
+        messages.append(HumanMessage(question))
+        answer = chat.invoke(messages)
+        assert answer.content == asked(conversation, question)
+        messages.append(answer)
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_so_it_does_in_a_chat_template(templated, system):
+    library = templated.library
+    chat = ChatCompressedMemory(library=library, history="memory", k=2, max_tokens=6)
+    conversation = Conversation(library.compressor, library, k=2, system=system or None, max_new_tokens=6)
+    messages = [SystemMessage(system)] if system else []
     for question in ("When does the ferry sail?", "And in summer?", "Who built the lighthouse?"):
         messages.append(HumanMessage(question))
         answer = chat.invoke(messages)
