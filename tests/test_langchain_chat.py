@@ -253,6 +253,16 @@ def test_a_history_in_memory_keeps_what_the_system_text_refers_to(library):
 
 
 @pytest.mark.parametrize("history", ["text", "memory"])
+def test_special_tokens_in_a_systems_text_stay_text(templated, history):
+    messages = [("system", "Say <|end|> now."), ("human", "Hi?"), ("ai", "Yes."), ("human", "Why?")]
+    openings, reader = [], templated._reader
+    opened = reader.opened
+    reader.opened = lambda before: (openings.append(before.text), opened(before))[1]
+    assert templated.invoke(messages, history=history).usage_metadata["output_tokens"] == 8
+    assert set(openings) == {"<|system|>"}
+
+
+@pytest.mark.parametrize("history", ["text", "memory"])
 def test_every_method_holds_a_conversation(any_compressor, embedder, tmp_path, corpus, history):
     library = Library.create(tmp_path / "any", any_compressor, embedder, chunk_tokens=32, overlap_tokens=4)
     library.add(corpus)
