@@ -147,7 +147,8 @@ class PromptFormat:
             return with_prefix(prompt, prefix_ids)
         # A text's first token may take in the head's last space; the prefix in front of memories goes without it.
         text: Any = tokenizer.decode(head[len(prefix_ids) :])
-        in_front_of_memory = len(prompt) > 1 and isinstance(prompt[1], Memory) and head.equal(prompt[0])
+        first, second = prompt[:2] if len(prompt) > 1 else (head, head)
+        in_front_of_memory = isinstance(second, Memory) and not isinstance(first, Memory) and head.equal(first)
         return [prefix_ids, *prompt[1:]] if in_front_of_memory and not text.strip() else prompt
 
 
