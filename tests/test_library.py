@@ -247,15 +247,16 @@ def test_an_empty_folder_adds_nothing_and_a_missing_path_is_an_error(make_librar
         library.add(tmp_path / "missing")
 
 
-def test_a_twenty_megabyte_file(make_library, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("megabytes", "chunk_tokens"), [(2, 200), pytest.param(20, 2000, marks=pytest.mark.slow)])
+def test_a_large_file(megabytes, chunk_tokens, make_library, tmp_path, monkeypatch):
     """It goes through in windows: what is held at once does not grow with the file."""
     import ctxdocs.ingestion as ingestion
 
     monkeypatch.setattr(ingestion, "_LARGEST_WINDOW", 256)
     path = tmp_path / "large.txt"
     line = "the quick brown fox jumps over the lazy dog and runs away from the old grey wolf\n"
-    path.write_text(line * (20 * 2**20 // len(line) + 1), encoding="utf-8")
-    library = make_library(chunk_tokens=2000, overlap_tokens=0)
+    path.write_text(line * (megabytes * 2**20 // len(line) + 1), encoding="utf-8")
+    library = make_library(chunk_tokens=chunk_tokens, overlap_tokens=0)
     windows = []
     compressor = library.compressor
     monkeypatch.setattr(
