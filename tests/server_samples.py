@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -11,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 
 from ctxdocs.integrations.server import Settings, create_app
-from ctxdocs.integrations.server.running import make_server
+from ctxdocs.integrations.server.running import listen, make_server
 
 QUESTION = "When was the lighthouse built?"
 
@@ -40,20 +39,19 @@ def with_client(library, use, **settings):
 @contextmanager
 def running(library, **settings):
     """A real server on a free port; yields its address and the server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = make_server(library, Settings(name="tiny", **settings), port=port)
-    thread = threading.Thread(target=server.run, name="test-server")
+    limits = Settings(name="tiny", **settings)
+    listening = listen("127.0.0.1", 0, limits)
+    server = make_server(library, limits)
+    thread = threading.Thread(target=server.run, args=([listening],), name="test-server")
     thread.start()
     try:
         until = time.monotonic() + 60
         while not server.started and thread.is_alive() and time.monotonic() < until:
             time.sleep(0.01)
         assert server.started
-        yield f"http://127.0.0.1:{port}", server
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", server
     finally:
-        server.should_exit = True
+        server.end()
         thread.join(60)
         assert not thread.is_alive()
 

@@ -81,7 +81,7 @@ class Job:
         self.is_wanted = True
         self.arrived = time.perf_counter()
         self._deadline = self.arrived + seconds
-        self._seconds = seconds
+        self.seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         self._first: list[str | None] = []
@@ -125,7 +125,7 @@ class Job:
         except asyncio.TimeoutError:
             self.cancel()
             raise RequestError(
-                504, f"the answer took longer than {self._seconds:g} s", "timeout", headers={"Retry-After": "5"}
+                504, f"the answer took longer than {self.seconds:g} s", "timeout", headers={"Retry-After": "5"}
             ) from None
         if isinstance(event, BaseException):
             raise event

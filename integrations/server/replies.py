@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
     from ctxdocs.integrations.server.jobs import Job, Written
 
+_log = logging.getLogger(__name__)
+
+_TAKING_SECONDS = 30
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -90,9 +95,11 @@ class EventStream(StreamingResponse):
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
+        """Send the events; a client that does not take them in time loses its connection."""
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait_for(super().__call__(scope, receive, send), self._job.seconds + _TAKING_SECONDS)
+        except asyncio.TimeoutError:
+            _log.warning("a client did not take its answer; its connection is closed")
         finally:
             self._job.cancel()
 

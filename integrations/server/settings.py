@@ -31,8 +31,10 @@ class Settings:
         How long an idle model waits for requests to answer in one batch.
     request_seconds : float
         How long an answer may take, waiting included.
-    body_seconds, upload_seconds : float
-        How long a client may take to send a request's body, and a document.
+    head_seconds, body_seconds, upload_seconds : float
+        How long a client may take to send a request's head, its body, and a document.
+    connections : int
+        Connections that may be open at once.
     body_bytes, upload_bytes : int
         Largest body of a request, and largest document.
     max_new_tokens, default_new_tokens : int
@@ -52,8 +54,10 @@ class Settings:
     queue_size: int = 128
     gather_seconds: float = 0.005
     request_seconds: float = 120.0
+    head_seconds: float = 15.0
     body_seconds: float = 30.0
     upload_seconds: float = 600.0
+    connections: int = 1024
     body_bytes: int = 2 * _MEGABYTE
     upload_bytes: int = 32 * _MEGABYTE
     max_new_tokens: int = 1024
