@@ -29,6 +29,7 @@ _KEYS = "CTXDOCS_API_KEYS"
     help=f"A file with an API key on each line. Or set {_KEYS}: keys, parted by commas.",
 )
 @click.option("--no-key", is_flag=True, help="Let everybody who reaches --host use the server without a key.")
+@click.option("--read-only", is_flag=True, help="Let nobody add or remove documents.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer to this host name too.")
 @click.option("--batch-size", type=int, help="Answers that are written at once.")
 @click.option("--queue-size", type=int, help="Requests that may wait; more are told to come again.")
@@ -44,6 +45,7 @@ def serve(
     port: int,
     keys_file: Path | None,
     no_key: bool,
+    read_only: bool,
     hosts: tuple[str, ...],
     model: str | None,
     device: str,
@@ -59,7 +61,8 @@ def serve(
 
     keys = _keys(keys_file)
     chosen = {name: value for name, value in limits.items() if value is not None}
-    settings = Settings(keys=keys, hosts=("*",) if no_key else hosts, **chosen)
+    access: Any = "read" if read_only else "write"
+    settings = Settings(keys=keys, access=access, hosts=("*",) if no_key else hosts, **chosen)
     library = open_library(library_path, model, device)
     silence()
     with listen(host, port, settings) as listening:

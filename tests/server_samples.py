@@ -9,10 +9,24 @@ from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 
+from ctxdocs import Library
+from ctxdocs.corpus import Document
 from ctxdocs.integrations.server import Settings, create_app
 from ctxdocs.integrations.server.running import listen, make_server
 
 QUESTION = "When was the lighthouse built?"
+DOCUMENTS = {
+    "lighthouse.md": "# Lighthouse\n\nThe lighthouse was built in 1874.\n",
+    "ferry.txt": "The ferry sails twice a day in winter.\n",
+    "gauge.rst": "Tide gauge\n==========\n\nIt is read every six hours.\n",
+}
+
+
+def small_library(folder, compressor, embedder):
+    """A library of three short documents."""
+    library = Library.create(folder / "library", compressor, embedder, chunk_tokens=32, overlap_tokens=4)
+    library.add([Document.from_text(text, uri=f"/docs/{name}") for name, text in DOCUMENTS.items()])
+    return library
 
 
 @asynccontextmanager

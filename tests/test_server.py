@@ -12,16 +12,14 @@ import numpy as np
 
 from ctxdocs.integrations.server import Settings
 
-from .server_samples import QUESTION, with_client
+from .server_samples import QUESTION, small_library, with_client
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8, "k": 2}
 
 
-@pytest.fixture
-def library(make_library, corpus):
-    library = make_library()
-    library.add(corpus)
-    return library
+@pytest.fixture(scope="module")
+def library(compressor, embedder, tmp_path_factory):
+    return small_library(tmp_path_factory.mktemp("served"), compressor, embedder)
 
 
 def post(library, path, body, **settings):

@@ -14,13 +14,14 @@ from starlette.responses import Response
 
 import ctxdocs
 from ctxdocs.errors import CtxdocsError
-from ctxdocs.integrations.server import library_routes, openai_routes
+from ctxdocs.integrations.server import document_routes, library_routes, openai_routes
 from ctxdocs.integrations.server.batching import Engine
 from ctxdocs.integrations.server.errors import RequestError, of_exception
 from ctxdocs.integrations.server.guarding import Guard
 from ctxdocs.integrations.server.metrics import Counted, Metrics
 from ctxdocs.integrations.server.settings import Settings
 from ctxdocs.integrations.server.state import State
+from ctxdocs.integrations.server.uploads import Uploads
 
 if TYPE_CHECKING:
     from ctxdocs.library import Library
@@ -44,15 +45,18 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     engine = Engine(library, settings)
-    state = State(library, settings, engine, Metrics(engine, library))
+    state = State(library, settings, engine, Metrics(engine, library), Uploads(library, engine, settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(library.load)
         engine.start()
+        await asyncio.to_thread(state.uploads.start)
         try:
             yield
         finally:
+            engine.refuse()
+            await asyncio.to_thread(state.uploads.close)
             await asyncio.to_thread(engine.close)
 
     app = FastAPI(
@@ -65,6 +69,7 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
     )
     app.state.ctxdocs = state
     app.include_router(openai_routes.router)
+    app.include_router(document_routes.router)
     app.include_router(library_routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(CtxdocsError, _failed)

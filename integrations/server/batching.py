@@ -109,12 +109,19 @@ class Engine:
         RequestError
             As :meth:`submit`.
         """
+        return self._enlisted(function, 1)
+
+    def _enlisted(self, function: Callable[[], T], count: int) -> Future[T]:
         future: Future[T] = Future()
         with self._changed:
-            self._check_open(1)
+            self._check_open(count)
             self._errands.append((function, future))
             self._changed.notify()
         return future
+
+    def lend(self, function: Callable[[], T]) -> Future[T]:
+        """Like :meth:`call`, for work of the server's own: it may always wait."""
+        return self._enlisted(function, 0)
 
     def refuse(self) -> None:
         """Take nothing new, and send away what waits; answers that have been begun are written to their end."""
@@ -136,7 +143,7 @@ class Engine:
         if self._is_closing:
             raise closing()
         ahead = len(self._waiting) + len(self._errands)
-        if ahead + count > self.settings.queue_size:
+        if count and ahead + count > self.settings.queue_size:
             seconds = self._seconds_per_answer * (ahead + 1) / self.settings.batch_size
             raise busy(f"{ahead} requests are waiting", max(1, min(60, round(seconds))))
 

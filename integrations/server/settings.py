@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from ctxdocs.checks import number, whole_number
+from ctxdocs.checks import number, one_of, whole_number
 from ctxdocs.corpus.documents import MAX_BYTES
 from ctxdocs.errors import InputError
 
@@ -21,6 +22,8 @@ class Settings:
         What clients call the model; default: the last part of the compressor's name, or its method.
     keys : tuple of str
         API keys, one of which every request has to bring; none: no key is needed.
+    access : {"write", "read"}
+        Whether clients may add and remove documents.
     hosts : tuple of str
         Host names that requests may be addressed to, besides the loopback ones; ``("*",)`` is any.
     batch_size : int
@@ -49,6 +52,7 @@ class Settings:
 
     name: str | None = None
     keys: tuple[str, ...] = ()
+    access: Literal["write", "read"] = "write"
     hosts: tuple[str, ...] = ()
     batch_size: int = 16
     queue_size: int = 128
@@ -71,8 +75,9 @@ class Settings:
             if name.endswith("_seconds"):
                 if number(name, value) <= 0 and name != "gather_seconds":
                     raise InputError(f"{name} must be above 0, got {value}")
-            elif name not in ("name", "keys", "hosts") and whole_number(name, value) < 1:
+            elif name not in ("name", "keys", "access", "hosts") and whole_number(name, value) < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        one_of("access", self.access, ("write", "read"))
         if self.upload_bytes > MAX_BYTES:
             raise InputError(f"documents have at most {MAX_BYTES:,} bytes, got upload_bytes={self.upload_bytes:,}")
         if any(len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key for key in self.keys):

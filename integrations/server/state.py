@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ctxdocs.integrations.server.batching import Engine
     from ctxdocs.integrations.server.metrics import Metrics
     from ctxdocs.integrations.server.settings import Settings
+    from ctxdocs.integrations.server.uploads import Uploads
     from ctxdocs.library import Library
 
 
@@ -28,12 +29,15 @@ class State:
         The thread that has the model.
     metrics : Metrics
         What is counted.
+    uploads : Uploads
+        The one who writes to the library.
     """
 
     library: Library
     settings: Settings
     engine: Engine
     metrics: Metrics
+    uploads: Uploads
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
