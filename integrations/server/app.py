@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 import ctxdocs
 from ctxdocs.errors import CtxdocsError
-from ctxdocs.integrations.server import document_routes, library_routes, openai_routes
+from ctxdocs.integrations.server import document_routes, library_routes, openai_routes, page
 from ctxdocs.integrations.server.batching import Engine
 from ctxdocs.integrations.server.errors import RequestError, of_exception
 from ctxdocs.integrations.server.guarding import Guard
@@ -71,6 +71,7 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
     app.include_router(openai_routes.router)
     app.include_router(document_routes.router)
     app.include_router(library_routes.router)
+    app.include_router(page.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(CtxdocsError, _failed)
     app.add_exception_handler(HTTPException, _http_error)

@@ -115,7 +115,15 @@ async def _answered(
 def _models(state: State) -> list[dict[str, Any]]:
     compressor, embedder = state.library.store.manifest.compressor, state.library.store.manifest.embedder
     shared = {"object": "model", "created": state.started, "owned_by": "ctxdocs"}
-    about = {"kind": "answers", "method": compressor["method"], "fingerprint": compressor["fingerprint"]}
+    settings = state.settings
+    about = {
+        "kind": "answers",
+        "method": compressor["method"],
+        "fingerprint": compressor["fingerprint"],
+        "access": settings.access,
+        "max_new_tokens": settings.max_new_tokens,
+        "max_sources": settings.max_sources,
+    }
     vectors = {"kind": "embeddings", "dimension": embedder["dimension"]}
     return [
         {"id": state.model_name, **shared, "ctxdocs": about},

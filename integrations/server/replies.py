@@ -47,12 +47,13 @@ class Reply:
     async def _events(self, job: Job, include_usage: bool) -> AsyncIterator[str]:
         more = {"usage": None} if include_usage else {}
 
-        def event(delta: str | None, reason: str | None = None) -> str:
-            return _event({**self._head("part"), "choices": [self._part(delta, reason)], **more})
+        def event(delta: str | None, reason: str | None = None, **extra: Any) -> str:
+            return _event({**self._head("part"), "choices": [self._part(delta, reason)], **more, **extra})
 
         try:
-            if self.kind == "chat":
-                yield event("")
+            about = {"ctxdocs": _about([job])} if include_usage else {}
+            if self.kind == "chat" or about:
+                yield event("", **about)
             async for piece in job.pieces():
                 yield event(piece)
             yield event(None, job.written.finish_reason)
@@ -113,17 +114,23 @@ def usage(jobs: Sequence[Job]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "ctxdocs": {
-            "mode": jobs[0].question.reading.mode,
-            "memory_slots": sum(answer.memory_slots for answer in answers),
-            "source_tokens": sum(hit.tokens for answer in answers for hit in answer.sources),
-            "waited": max(answer.waited for answer in answers),
-            "time_to_first_token": max(answer.time_to_first_token for answer in answers),
-            "seconds": max(answer.seconds for answer in answers),
-            "sources": [
-                {"choice": index, **hit.to_dict()} for index, answer in enumerate(answers) for hit in answer.sources
-            ],
-        },
+        "ctxdocs": _about(jobs),
+    }
+
+
+def _about(jobs: Sequence[Job]) -> dict[str, Any]:
+    answers = [job.written for job in jobs]
+    return {
+        "mode": jobs[0].question.reading.mode,
+        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+        "memory_slots": sum(answer.memory_slots for answer in answers),
+        "source_tokens": sum(hit.tokens for answer in answers for hit in answer.sources),
+        "waited": max(answer.waited for answer in answers),
+        "time_to_first_token": max(answer.time_to_first_token for answer in answers),
+        "seconds": max(answer.seconds for answer in answers),
+        "sources": [
+            {"choice": index, **hit.to_dict()} for index, answer in enumerate(answers) for hit in answer.sources
+        ],
     }
 
 

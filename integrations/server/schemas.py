@@ -11,6 +11,10 @@ Retrieval = Literal["hybrid", "dense", "lexical"]
 Rerank = Literal["none", "likelihood"]
 
 
+# Of fields that would change an answer in a way that is not understood here.
+_NOTHING = "Refused, unless it is nothing."
+
+
 def _encodable(text: str) -> str:
     """Refuse half a character, which JSON can write and nothing else can."""
     try:
@@ -51,13 +55,13 @@ class _Generation(_Reading):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, gt=0)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Text | list[Text] | None = None
-    n: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    logprobs: bool | int | None = None
+    seed: int | None = Field(None, description="Of the draws; such an answer is written alone.", ge=-(2**63), lt=2**63)
+    stop: Text | list[Text] | None = Field(None, description="Beside what ends a turn of the model.")
+    n: int | None = Field(None, description="1 or nothing.")
+    frequency_penalty: float | None = Field(None, description=_NOTHING)
+    presence_penalty: float | None = Field(None, description=_NOTHING)
+    logit_bias: dict[str, float] | None = Field(None, description=_NOTHING)
+    logprobs: bool | int | None = Field(None, description=_NOTHING)
     user: str | None = Field(None, description="Passed over.")
 
     @property
@@ -97,12 +101,12 @@ class ChatRequest(_Generation):
 
     messages: list[Message]
     max_completion_tokens: int | None = Field(None, ge=1)
-    response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    parallel_tool_calls: bool | None = None
-    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = Field(None, description="Of type text, or nothing.")
+    tools: list[Any] | None = Field(None, description=_NOTHING)
+    tool_choice: Any = Field(None, description="Passed over.")
+    functions: list[Any] | None = Field(None, description=_NOTHING)
+    parallel_tool_calls: bool | None = Field(None, description="Passed over.")
+    top_logprobs: int | None = Field(None, description=_NOTHING)
     metadata: dict[str, Any] | None = Field(None, description="Passed over.")
     store: bool | None = Field(None, description="Passed over.")
     service_tier: str | None = Field(None, description="Passed over.")
@@ -112,9 +116,9 @@ class CompletionRequest(_Generation):
     """Body of ``/v1/completions``."""
 
     prompt: Text | list[Text]
-    best_of: int | None = None
-    echo: bool = False
-    suffix: str | None = None
+    best_of: int | None = Field(None, description="1 or nothing.")
+    echo: bool = Field(False, description=_NOTHING)
+    suffix: str | None = Field(None, description=_NOTHING)
 
 
 class EmbeddingRequest(_Body):
