@@ -76,6 +76,7 @@ def test_a_stream_says_the_same_as_the_whole(library):
     assert {part["object"] for part in parts} == {"chat.completion.chunk"}
     assert len({part["id"] for part in parts}) == 1
     assert parts[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert parts[0]["ctxdocs"]["memory_slots"] == 8  # what is read is told with the first token
     text = "".join(choice["delta"].get("content", "") for part in parts for choice in part["choices"])
     assert text == whole["choices"][0]["message"]["content"]
     assert parts[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
@@ -147,14 +148,17 @@ def test_search_finds_what_the_library_finds(library):
 def test_health_and_metrics(library):
     async def use(client):
         await client.post("/v1/chat/completions", json=CHAT)
+        await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
         await client.get("/nowhere/at/all")
         return (await client.get("/healthz")).json(), (await client.get("/metrics")).text
 
     health, metrics = with_client(library, use)
     assert health == {"status": "ok", "model": "tiny", "waiting": 0, "running": 0}
-    assert 'ctxdocs_requests_total{path="/v1/chat/completions",status="200"} 1.0' in metrics
+    assert 'ctxdocs_requests_total{path="/v1/chat/completions",status="200"} 2.0' in metrics
     assert 'ctxdocs_requests_total{path="other",status="404"} 1.0' in metrics
-    assert "ctxdocs_memory_slots_total 8.0" in metrics
+    assert 'ctxdocs_answers_total{mode="memory",reason="length"} 2.0' in metrics
+    assert 'ctxdocs_tokens_total{kind="completion"} 16.0' in metrics
+    assert "ctxdocs_memory_slots_total 16.0" in metrics
     assert "ctxdocs_library_documents 3.0" in metrics
 
 

@@ -112,6 +112,17 @@ def test_answers_are_written_while_a_document_is_compressed(library):
     assert answers > 3
 
 
+def test_an_upload_waits_while_another_process_writes(library):
+    async def use(client):
+        with library.store.writer():
+            response = await client.post("/v1/documents", files=form("herons.txt", TEXT))
+            await asyncio.sleep(0.3)
+            during = (await client.get(f"/v1/documents/{response.json()['id']}")).json()["status"]
+        return during, (await over(client, response.json()["id"]))["status"]
+
+    assert with_client(library, use) == ("compressing", "done")
+
+
 def test_an_upload_that_is_given_up_leaves_nothing(library):
     async def use(client):
         response = await client.post("/v1/documents", files=form("long.txt", TEXT * 1000))

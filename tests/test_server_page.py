@@ -54,7 +54,7 @@ def page_of(url, **options):
         page = browser.new_context(**options).new_page()
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        # That the server refused something is noted there too; the tests cause it, and look at what the page makes of it.
+        # That the server refused something is noted there too; what the page makes of it, the tests look at.
         page.on("console", lambda said: None if "Failed to load" in said.text else problems.append(said.text))
         page.on("request", lambda request: problems.append(request.url) if not is_own(request.url, url) else None)
         page.goto(url)

@@ -45,7 +45,9 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     engine = Engine(library, settings)
-    state = State(library, settings, engine, Metrics(engine, library), Uploads(library, engine, settings))
+    metrics = Metrics(engine, library)
+    engine.on_answered = metrics.count
+    state = State(library, settings, engine, metrics, Uploads(library, engine, settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,7 +78,7 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(CtxdocsError, _failed)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(Counted, metrics=state.metrics)
+    app.add_middleware(Counted, metrics=metrics)
     app.add_middleware(Guard, settings=settings)
     return app
 

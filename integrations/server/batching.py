@@ -52,12 +52,18 @@ class Engine:
         Searched, and read by its compressor.
     settings : Settings
         Batch size, length of the queue, how long to gather.
+
+    Attributes
+    ----------
+    on_answered : callable
+        Called in the model's thread with every job that was answered to its end.
     """
 
     def __init__(self, library: Library, settings: Settings) -> None:
         self.library = library
         self.settings = settings
         self.prompting = Prompting(library)
+        self.on_answered: Callable[[Job], None] = lambda job: None
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -233,6 +239,8 @@ class Engine:
             if not row.finished:
                 left.append((job, row))
                 continue
+            if job.is_wanted:
+                self.on_answered(job)
             job.finish()
             seconds = now - job.arrived - job.written.waited
             self._seconds_per_answer += 0.1 * (seconds - self._seconds_per_answer)

@@ -105,8 +105,6 @@ async def _answered(
         for job in jobs:
             job.cancel()
         raise
-    for job in jobs:
-        state.metrics.count(job)
     if body.stream:
         return reply.stream(jobs[0], include_usage=body.include_usage)
     return JSONResponse(reply.whole(jobs))

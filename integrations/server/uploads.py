@@ -21,10 +21,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ctxdocs.cache.files import writing
+from ctxdocs.cache.lock import lock_library
 from ctxdocs.corpus import SourceFile, load_document
-from ctxdocs.errors import CtxdocsError, DocumentError
+from ctxdocs.errors import CtxdocsError, DocumentError, LibraryError, StorageError
 from ctxdocs.integrations.server.borrowing import Borrowed
-from ctxdocs.integrations.server.errors import RequestError, busy, of_exception
+from ctxdocs.integrations.server.errors import RequestError, busy, closing, of_exception
 
 if TYPE_CHECKING:
     from ctxdocs.integrations.server.batching import Engine
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _REMEMBERED = 500
+# How long another process may write to the library before an upload fails, and how often to look, in seconds.
+_PATIENCE, _GLANCE = 600.0, 0.2
 # A Word document is an archive; more than this many times its size is no text.
 _LARGEST_EXPANSION = 50
 
@@ -224,6 +227,7 @@ class Uploads:
             self._end(upload, "failed", "the server failed to compress it; its log says why")
 
     def _add(self, upload: Upload) -> None:
+        self._wait_for_other_writers(upload)
         path = self._file(upload)
         try:
             document = load_document(SourceFile(path, upload.uri), max_bytes=self.settings.upload_bytes)
@@ -242,6 +246,23 @@ class Uploads:
         report = Borrowed(self.engine, on_chunks).library().add(document)
         if report.unchanged and (stored := self.library.store.document(upload.uri)):
             upload.chunks = stored.chunks
+
+    def _wait_for_other_writers(self, upload: Upload) -> None:
+        """Wait while another process writes to the library; raise what it says if it takes too long."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            self._check_wanted(upload)
+            if self._is_closing:
+                raise closing()
+            try:
+                lock_library(self.library.path).release()
+                return
+            except StorageError:
+                raise
+            except LibraryError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_GLANCE)
 
     def _check_wanted(self, upload: Upload) -> None:
         if upload.status == "cancelled":
