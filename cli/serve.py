@@ -57,12 +57,14 @@ def serve(
     Ctrl-C ends it, once the answers that have been begun are written.
     """
     from ctxdocs.integrations.server import Settings
-    from ctxdocs.integrations.server.running import listen, make_server
+    from ctxdocs.integrations.server.running import is_loopback, listen, make_server
 
     keys = _keys(keys_file)
     chosen = {name: value for name, value in limits.items() if value is not None}
     access: Any = "read" if read_only else "write"
-    settings = Settings(keys=keys, access=access, hosts=("*",) if no_key else hosts, **chosen)
+    if no_key and not is_loopback(host):
+        hosts = ("*",)
+    settings = Settings(keys=keys, access=access, hosts=hosts, **chosen)
     library = open_library(library_path, model, device)
     silence()
     with listen(host, port, settings) as listening:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ctxdocs.library import Library
@@ -42,7 +43,7 @@ class Borrowed:
 
         self._texts = list(texts)
         embedder = self._engine.library.embedder
-        parts = [self._engine.lend(lambda some=some: embedder.embed_documents(some)) for some in _cut(self._texts)]
+        parts = [self._engine.lend(partial(embedder.embed_documents, some)) for some in _cut(self._texts)]
         return np.concatenate([part.result() for part in parts])
 
     def compress_ids(self, documents: Sequence[Any]) -> list[Memory]:
@@ -50,7 +51,7 @@ class Borrowed:
         compressor = self._engine.library.compressor
         memories: list[Memory] = []
         for some in _cut(documents):
-            memories += self._engine.lend(lambda some=some: compressor.compress_ids(some)).result()
+            memories += self._engine.lend(partial(compressor.compress_ids, some)).result()
             self._on_chunks(self._texts[len(memories) - len(some) : len(memories)])
         return memories
 

@@ -57,4 +57,9 @@ class TimelyConnection(H11Protocol):
 
 def timely(head_seconds: float) -> type[TimelyConnection]:
     """Return the kind of connection that waits so long for a head."""
-    return type("TimelyConnection", (TimelyConnection,), {"head_seconds": head_seconds})
+
+    class Timely(TimelyConnection):
+        pass
+
+    Timely.head_seconds = head_seconds
+    return Timely

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query, Request, UploadFile
 from starlette.responses import JSONResponse, Response
 
+from ctxdocs.cache import StoredDocument
 from ctxdocs.integrations.server.errors import RequestError, closing
 from ctxdocs.integrations.server.names import safe_name
 
 if TYPE_CHECKING:
-    from ctxdocs.cache import StoredDocument
     from ctxdocs.integrations.server.state import State
     from ctxdocs.integrations.server.uploads import Upload
 
@@ -66,7 +66,7 @@ async def upload(request: Request, file: UploadFile) -> Response:
 def document(request: Request, document_id: str) -> dict[str, Any]:
     """Describe a document, or say how far an upload is."""
     found = _find(request.app.state.ctxdocs, document_id)
-    return _document(found) if hasattr(found, "sha256") else _upload(found)  # type: ignore[arg-type]
+    return _document(found) if isinstance(found, StoredDocument) else _upload(found)
 
 
 @router.delete("/{document_id}")
@@ -75,14 +75,14 @@ async def remove(request: Request, document_id: str) -> dict[str, Any]:
     state: State = request.app.state.ctxdocs
     _check_writable(state)
     found = await asyncio.to_thread(_find, state, document_id)
-    if hasattr(found, "sha256"):
+    if isinstance(found, StoredDocument):
         removing = asyncio.wrap_future(state.uploads.remove(found.uri))
         try:
             await asyncio.wait_for(removing, state.settings.request_seconds)
         except asyncio.TimeoutError:
             raise RequestError(409, "another document is being compressed; try again later", "busy") from None
     else:
-        state.uploads.cancel(found)  # type: ignore[arg-type]
+        state.uploads.cancel(found)
     return {"id": document_id, "object": "document.deleted", "deleted": True}
 
 

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.errors import InputError, LibraryError
 from ctxdocs.integrations.server.errors import RequestError
-from ctxdocs.prompts import Piece, assemble, begun
+from ctxdocs.prompts import Piece, assemble, begun, encode_pieces
 
 if TYPE_CHECKING:
     from ctxdocs.answers import Hit, Mode
+    from ctxdocs.compressors.base import Compressor
     from ctxdocs.library import Library, Rerank, Retrieval
     from ctxdocs.memory import Memory
     from ctxdocs.prompts import Prompt
 
 # Stands for the system text where a chat format is taken apart: the text itself comes from outside.
 _SYSTEM = "ctxdocs-system"
+# What a prompt format's template would take for places of its own.
+_FIELDS = ("{sources}", "{question}")
 
 
 @dataclass(frozen=True)
@@ -105,19 +108,12 @@ class Prompting:
         """
         hits, sources = self._sources(question, hits)
         compressor: Any = self.library.compressor
+        tokenizer = compressor.tokenizer
         if question.form == "text":
-            layout = replace(compressor.prompt_format, template="{sources}{question}")
-            prompt = layout.build(question.text, sources, compressor.tokenizer, compressor.prefix_ids)
-            return Laid(prompt, hits, ())
+            layout = replace(compressor.prompt_format, template="{sources}{question}", bos="tokenizer")
+            return Laid(layout.build(question.text, sources, tokenizer, compressor.prefix_ids), hits, ())
         chat = ChatFormat.of(compressor, _SYSTEM if question.system else None)
-        pieces = _opening(chat, question.system)
-        for asked, answered in question.turns:
-            pieces += [*chat.turn.pieces(asked), Piece(answered, trusted=False), Piece(chat.between)]
-        pieces += chat.turn.pieces(question.text, sources)
-        prompt = assemble(pieces, compressor.tokenizer)
-        if chat.adds_bos or compressor.prefix_ids is not None:
-            prompt = begun(prompt, compressor.tokenizer, compressor.prefix_ids)
-        return Laid(prompt, hits, chat.turn.stop)
+        return Laid(_chat_prompt(compressor, chat, question, sources), hits, chat.turn.stop)
 
     def _sources(self, question: Question, hits: list[Hit]) -> tuple[list[Hit], Sequence[Memory | str]]:
         if question.reading.mode != "memory":
@@ -135,7 +131,28 @@ class Prompting:
         return hits, self.library.memories(hits)
 
 
-def _opening(chat: ChatFormat, system: str) -> list[Memory | Piece]:
+def _chat_prompt(
+    compressor: Compressor, chat: ChatFormat, question: Question, sources: Sequence[Memory | str]
+) -> Prompt:
+    """Write a conversation as the model's chat format has it, the sources in front of the last question."""
+    tokenizer: Any = compressor.tokenizer
+    opening = _opening(chat, question.system)
+    text = "".join(piece.text for piece in opening)
+    looks_plain = not any(field in question.system for field in _FIELDS)
+    is_plain = looks_plain and encode_pieces(tokenizer, opening).equal(encode_pieces(tokenizer, [Piece(text)]))
+    # Memories that were read behind the chat's header are read behind what this conversation begins with.
+    prefix = compressor.opened(text if is_plain else opening[0].text).prefix_ids
+    if is_plain and not question.turns:
+        return replace(chat, opening=text).first_turn.build(question.text, sources, tokenizer, prefix)
+    pieces: list[Memory | Piece] = [*opening]
+    for asked, answered in question.turns:
+        pieces += [*chat.turn.pieces(asked), Piece(answered, trusted=False), Piece(chat.between)]
+    prompt = assemble([*pieces, *chat.turn.pieces(question.text, sources)], tokenizer)
+    brings_all = prefix is None and chat.turn.bos == "template"
+    return prompt if brings_all else begun(prompt, tokenizer, prefix)
+
+
+def _opening(chat: ChatFormat, system: str) -> list[Piece]:
     """Return what stands in front of the first turn."""
     if not system:
         return [Piece(chat.opening)]
