@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import socket
@@ -17,6 +18,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("openai")
 
 import openai
+
+from ctxdocs.generation import Decoding
+from ctxdocs.integrations.server.jobs import Job
 
 from .server_samples import QUESTION, running, settled, small_library
 
@@ -156,8 +160,10 @@ def test_a_full_queue_sends_away_and_loses_nothing(slow):
     assert refused.json()["error"]["type"] == "rate_limit_error"
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_clients_that_leave_leave_nothing_behind(slow, stream):
+@pytest.mark.parametrize(
+    ("stream", "count"), [(True, 100), (False, 100), pytest.param(True, 1000, marks=pytest.mark.slow)]
+)
+def test_clients_that_leave_leave_nothing_behind(slow, stream, count):
     async def leave(client):
         body = {**ENDLESS, "stream": stream}
         if not stream:
@@ -170,7 +176,7 @@ def test_clients_that_leave_leave_nothing_behind(slow, stream):
 
     async def use(url):
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            for _ in range(4):
+            for _ in range(count // 25):
                 await asyncio.gather(*[leave(client) for _ in range(25)])
 
     with running(slow, queue_size=200) as (url, server):
@@ -179,6 +185,9 @@ def test_clients_that_leave_leave_nothing_behind(slow, stream):
         assert settled(engine)
         assert engine._batches == []
         assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+        del engine
+        gc.collect()
+        assert sum(isinstance(each, (Job, Decoding)) for each in gc.get_objects()) <= 4
 
 
 def test_one_who_leaves_does_not_hold_up_the_others_of_its_batch(slow):

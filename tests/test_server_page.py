@@ -88,6 +88,8 @@ def test_asking_shows_two_answers_what_they_took_and_their_sources(library, widt
         assert page.locator("#sources .text").first.is_visible()
         assert page.locator("#picture .tile").count() == 3
         assert page.locator("#picture .read").count() == 3
+        page.locator("summary", has_text="All documents").click()
+        assert page.locator("#documents tr").count() == 3
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
@@ -147,6 +149,7 @@ def test_a_key_is_asked_for_and_an_answer_can_be_stopped(library, monkeypatch):
             page.press("#key", "Enter")
             page.wait_for_selector(found)
         assert page.locator("#key-form").is_hidden()
+        assert page.locator("#question").is_visible()
         page.fill("#tokens", "1000")
         page.fill("#question", "ferry")
         page.press("#question", "Enter")

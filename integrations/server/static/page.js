@@ -282,6 +282,7 @@ function explained(error) {
 }
 
 function askForKey(message) {
+  document.body.classList.add("locked");
   at("#key-form").hidden = false;
   at("#key-problem").textContent = sessionStorage.getItem("ctxdocs-key") ? message : "";
   at("#key").focus();
@@ -300,6 +301,7 @@ async function begin() {
     model = answers.id;
     at("#about").textContent = `${model} (${answers.ctxdocs.method})`;
     at("#key-form").hidden = true;
+    document.body.classList.remove("locked");
     const { access, max_new_tokens: tokens, max_sources: k } = answers.ctxdocs;
     at("#uploading").hidden = access !== "write";
     document.body.classList.toggle("read-only", access !== "write");
