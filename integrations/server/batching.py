@@ -157,14 +157,11 @@ class Engine:
 
     def _run(self) -> None:
         while self._wait():
-            try:
-                for jobs in self._gathered():
-                    self._begin(jobs)
-                for batch in list(self._batches):
-                    self._advance(batch)
-                self._run_errand()
-            except Exception as error:  # a bug; whoever waits is told, and the server goes on
-                self._give_up(self._batches, error)
+            for jobs in self._gathered():
+                self._begin(jobs)
+            for batch in list(self._batches):
+                self._advance(batch)
+            self._run_errand()
 
     def _wait(self) -> bool:
         """Wait for something to do; False when nothing is left and nothing more will come."""
@@ -223,12 +220,18 @@ class Engine:
         try:
             batch.decoding.advance()
         except Exception as error:
-            self._give_up([batch], error)
+            self._give_up(batch, error)
         else:
             self._deliver(batch)
 
     def _deliver(self, batch: _Batch) -> None:
         """Pass on what has been written, and part with answers that are over or that nobody waits for."""
+        try:
+            self._hand_out(batch)
+        except Exception as error:  # a bug; whoever waits is told, and the server goes on
+            self._give_up(batch, error)
+
+    def _hand_out(self, batch: _Batch) -> None:
         now = time.perf_counter()
         left = []
         for job, row in batch.answers:
@@ -250,12 +253,11 @@ class Engine:
         else:
             self._batches.remove(batch)
 
-    def _give_up(self, batches: Sequence[_Batch], error: Exception) -> None:
+    def _give_up(self, batch: _Batch, error: Exception) -> None:
         told = self._told(error)
-        for batch in list(batches):
-            for job, _ in batch.answers:
-                job.finish(told)
-            self._batches.remove(batch)
+        for job, _ in batch.answers:
+            job.finish(told)
+        self._batches.remove(batch)
 
     def _run_errand(self) -> None:
         self._steps += 1
