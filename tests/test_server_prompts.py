@@ -90,7 +90,7 @@ def test_a_conversation_is_written_whole_in_front_of_its_sources(make, template,
 def test_what_a_model_is_told_stands_where_a_conversation_has_it(make, template, monkeypatch):
     library = make(template)
     seen = []
-    conversation = Conversation(library.compressor, library, k=2, system="Be brief.")
+    conversation = Conversation(library.compressor, library, k=2, system="Be brief.", max_new_tokens=1)
     prefill = type(library.compressor).prefill
     monkeypatch.setattr(
         type(library.compressor), "prefill", lambda self, prompts: (seen.extend(prompts), prefill(self, prompts))[1]
