@@ -10,7 +10,7 @@ import click
 import ctxdocs
 from ctxdocs.cli.failures import reporting
 
-_COMMANDS = ("compress", "ask", "chat", "search", "info", "remove", "models", "doctor", "train", "eval")
+_COMMANDS = ("compress", "ask", "chat", "search", "serve", "info", "remove", "models", "doctor", "train", "eval")
 
 
 class _Commands(click.Group):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,6 +90,13 @@ class GenerationOptions:
             if not holds:
                 raise InputError(message)
 
+    @property
+    def choice(self) -> tuple[object, ...]:
+        """What decides which token follows: prompts can be continued side by side if it is the same for all."""
+        if not self.temperature:
+            return (0.0, self.repetition_penalty)
+        return (self.temperature, self.repetition_penalty, self.top_k, self.top_p, self.seed)
+
 
 @dataclass
 class Generation:
@@ -135,10 +142,10 @@ def generate(reader: Reader, prompts: Sequence[Prompt], options: GenerationOptio
     list of Generation
         In the order of ``prompts``.
     """
-    writers = [_Writer(reader, options or GenerationOptions(), prompt) for prompt in prompts]
-    for _ in _decode(reader, prompts, options or GenerationOptions(), writers):
-        pass
-    return [writer.result for writer in writers]
+    decoding = Decoding(reader, prompts, [options or GenerationOptions()] * len(prompts))
+    while not decoding.is_over:
+        decoding.advance()
+    return [row.result for row in decoding.rows]
 
 
 def stream(
@@ -149,38 +156,77 @@ def stream(
     A piece is held back while it could still become part of a stop string or of an unfinished character, so the
     pieces joined are the ``text`` that :func:`generate` returns. The generator's return value is the `Generation`.
     """
-    options = options or GenerationOptions()
-    writer = _Writer(reader, options, prompt)
-    for _ in _decode(reader, [prompt], options, [writer]):
-        if piece := writer.take():
+    decoding = Decoding(reader, [prompt], [options or GenerationOptions()])
+    (row,) = decoding.rows
+    while not decoding.is_over:
+        decoding.advance()
+        if piece := row.take():
             yield piece
-    if piece := writer.take():
-        yield piece
-    return writer.result
+    return row.result
 
 
-def _decode(
-    reader: Reader, prompts: Sequence[Prompt], options: GenerationOptions, writers: Sequence[_Writer]
-) -> Iterator[None]:
-    """Run the loop all generation shares; yields after every token, when each live writer has received its own."""
-    if not prompts:
-        return
-    start = time.perf_counter()
-    with torch.no_grad():
-        logits, state = reader.prefill(prompts)
-    for writer, room in zip(writers, reader.room(state), strict=True):
-        writer.limit = min(options.max_new_tokens, room + 1)  # the last new token is never read
-    choose = _Chooser(options, len(prompts), logits.device)
-    while True:
-        chosen = choose(logits)
-        now = time.perf_counter() - start
-        for writer, token in zip(writers, chosen.tolist(), strict=True):
-            writer.add(token, now)
-        yield
-        if all(writer.finished for writer in writers):
-            return
+class Decoding:
+    """Prompts that are continued side by side, a token of each at a time.
+
+    Parameters
+    ----------
+    reader : Reader
+        A compressor.
+    prompts : sequence of Prompt
+        Parts: 1-D token ids or memories.
+    options : sequence of GenerationOptions
+        One for every prompt, all of one :attr:`GenerationOptions.choice`.
+
+    Attributes
+    ----------
+    rows : list of Row
+        What is written behind each prompt.
+    """
+
+    def __init__(self, reader: Reader, prompts: Sequence[Prompt], options: Sequence[GenerationOptions]) -> None:
+        if len({each.choice for each in options}) > 1:
+            raise InputError("prompts that are continued side by side choose their tokens alike")
+        self.rows = [Row(reader, each, prompt) for each, prompt in zip(options, prompts, strict=True)]
+        self._reader = reader
+        self._prompts = prompts
+        self._options = options
+        self._live = list(self.rows)
+        self._start = 0.0
+        self._state: Any = None
+        self._chosen: Any = None
+        self._choose: _Chooser | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every row has ended."""
+        return all(row.finished for row in self._live)
+
+    def advance(self) -> None:
+        """Decide one more token of every row; the first time, read the prompts."""
         with torch.no_grad():
-            logits = reader.step(chosen, state)
+            if self._choose is None:
+                self._start = time.perf_counter()
+                logits, self._state = self._reader.prefill(self._prompts)
+                for row, room in zip(self._live, self._reader.room(self._state), strict=True):
+                    row.limit = min(row.limit, room + 1)  # the last new token is never read
+                self._choose = _Chooser(self._options[0], len(self._live), logits.device)
+            else:
+                logits = self._reader.step(self._chosen, self._state)
+        self._chosen = self._choose(logits)
+        now = time.perf_counter() - self._start
+        for row, token in zip(self._live, self._chosen.tolist(), strict=True):
+            row.add(token, now)
+
+    def drop_ended(self) -> None:
+        """Carry rows that have ended no further; what later rows draw depends on it, what they are given does not."""
+        kept = [index for index, row in enumerate(self._live) if not row.finished]
+        if self._choose is None or not kept or len(kept) == len(self._live):
+            return
+        self._live = [self._live[index] for index in kept]
+        which = torch.tensor(kept, device=self._chosen.device)
+        self._chosen = self._chosen[which]
+        self._choose.seen = self._choose.seen[which]
+        self._state.keep(which)
 
 
 class _Chooser:
@@ -216,7 +262,7 @@ class _Chooser:
         return chosen
 
 
-class _Writer:
+class Row:
     """Collects one row's tokens, turns them into text, and knows when to stop."""
 
     def __init__(self, reader: Reader, options: GenerationOptions, prompt: Prompt) -> None:
@@ -268,6 +314,10 @@ class _Writer:
         piece = text[self.taken : end]
         self.taken = max(self.taken, end)
         return piece
+
+    def end(self) -> None:
+        """Have nothing more written: nobody waits for it."""
+        self.finished = True
 
     def _decode(self) -> None:
         # Tokens before the last line break or space no longer change how later ones decode: only the tail is

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctxdocs import InputError
-from ctxdocs.generation import GenerationOptions, generate, stream
+from ctxdocs.generation import Decoding, GenerationOptions, generate, stream
 from ctxdocs.prompts import encode_text
 
 NO_END = {"eos_token_ids": ()}
@@ -76,6 +76,27 @@ def test_streamed_pieces_join_to_the_text(compressor, seed):
     pieces = list(stream(compressor, prompt, options))
     assert "".join(pieces) == generate(compressor, [prompt], options)[0].text
     assert len(pieces) > 5
+
+
+def test_rows_end_by_themselves_and_are_dropped_without_a_trace_in_the_others(any_compressor):
+    batch = prompts(any_compressor)
+    options = [GenerationOptions(max_new_tokens=count, **NO_END) for count in (9, 2, 12)]
+    decoding = Decoding(any_compressor, batch, options)
+    steps = 0
+    while not decoding.is_over:
+        decoding.advance()
+        decoding.drop_ended()
+        steps += 1
+    assert steps == 12
+    alone = [generate(any_compressor, [prompt], each)[0].ids for prompt, each in zip(batch, options, strict=True)]
+    assert [row.result.ids for row in decoding.rows] == alone
+
+
+def test_prompts_that_choose_differently_are_not_continued_side_by_side(compressor):
+    unlike = [GenerationOptions(), GenerationOptions(temperature=1.0)]
+    with pytest.raises(InputError, match="choose their tokens alike"):
+        Decoding(compressor, prompts(compressor)[:2], unlike)
+    assert GenerationOptions(seed=3).choice == GenerationOptions(top_k=5, max_new_tokens=1).choice
 
 
 def test_sampling_follows_its_seed_and_its_limits(compressor):

@@ -44,6 +44,15 @@ class ReadState:
     next_position: Tensor
     masks: HeadMasks | None = None
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows of the batch alone, by their indices ``[kept]``, int64."""
+        self.cache.batch_select_indices(rows)
+        self.next_position = self.next_position[rows]
+        if self.live is not None:
+            self.live = self.live[rows]
+        if self.masks is not None:
+            self.masks.place = [place[rows] for place in self.masks.place]
+
 
 @dataclass
 class BatchInput:
