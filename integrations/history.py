@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctxdocs.chat_format import ChatFormat
-from ctxdocs.integrations.reading import LibraryReader, Request, Search
+from ctxdocs.integrations.reading import Contents, LibraryReader, Request, Search
 from ctxdocs.prompts import Piece, begins_with, encode_pieces, with_bos
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CompressedHistory:
         self._lock = threading.Lock()
 
     def request(
-        self, question: str, turns: Sequence[tuple[str, str]], system: str = "", search: Search | None = None
+        self, question: str, turns: Sequence[tuple[str, str]], system: str = "", search: Search | Contents | None = None
     ) -> Request:
         """Return the prompt of a question behind the memory of the turns so far.
 
