@@ -120,28 +120,18 @@ class CompressedMemoryChatEngine(BaseChatEngine):
     @trace_method("chat")
     def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
         """Answer a message; ``chat_history`` takes the place of the messages so far."""
-        if chat_history is not None:
-            self._memory.set(chat_history)
-        nodes = self._retriever.retrieve(message)
-        for postprocessor in self._node_postprocessors:
-            nodes = postprocessor.postprocess_nodes(nodes, QueryBundle(message))
-        asked = ChatMessage(message)
-        response = self._llm.chat([*self._system, *self._memory.get(), asked], contents=_contents(nodes))
-        self._memory.put(asked)
-        self._memory.put(response.message)
-        return AgentChatResponse(response.message.content or "", _found(message, nodes), nodes)
+        nodes, messages = self._prepared(message, chat_history)
+        reply = self._llm.chat(messages, contents=_contents(nodes)).message
+        self._memory.put(messages[-1])
+        self._memory.put(reply)
+        return AgentChatResponse(reply.content or "", _found(message, nodes), nodes)
 
     @trace_method("chat")
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
         """Like :meth:`chat`, piece by piece."""
-        if chat_history is not None:
-            self._memory.set(chat_history)
-        nodes = self._retriever.retrieve(message)
-        for postprocessor in self._node_postprocessors:
-            nodes = postprocessor.postprocess_nodes(nodes, QueryBundle(message))
-        asked = ChatMessage(message)
-        stream = self._llm.stream_chat([*self._system, *self._memory.get(), asked], contents=_contents(nodes))
-        self._memory.put(asked)
+        nodes, messages = self._prepared(message, chat_history)
+        stream = self._llm.stream_chat(messages, contents=_contents(nodes))
+        self._memory.put(messages[-1])
         response = StreamingAgentChatResponse(chat_stream=stream, sources=_found(message, nodes), source_nodes=nodes)
         # LlamaIndex's response hands pieces on from a thread that also writes the answer to the history.
         thread = Thread(target=response.write_response_to_history, args=(self._memory,))
@@ -152,37 +142,45 @@ class CompressedMemoryChatEngine(BaseChatEngine):
     @trace_method("chat")
     async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
         """Like :meth:`chat`, in threads."""
-        if chat_history is not None:
-            await self._memory.aset(chat_history)
-        nodes = await self._retriever.aretrieve(message)
-        for postprocessor in self._node_postprocessors:
-            nodes = await postprocessor.apostprocess_nodes(nodes, QueryBundle(message))
-        asked = ChatMessage(message)
-        messages = [*self._system, *await self._memory.aget(), asked]
-        response = await self._llm.achat(messages, contents=_contents(nodes))
-        await self._memory.aput(asked)
-        await self._memory.aput(response.message)
-        return AgentChatResponse(response.message.content or "", _found(message, nodes), nodes)
+        nodes, messages = await self._aprepared(message, chat_history)
+        reply = (await self._llm.achat(messages, contents=_contents(nodes))).message
+        await self._memory.aput(messages[-1])
+        await self._memory.aput(reply)
+        return AgentChatResponse(reply.content or "", _found(message, nodes), nodes)
 
     @trace_method("chat")
     async def astream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None
     ) -> StreamingAgentChatResponse:
         """Like :meth:`stream_chat`, in threads."""
+        nodes, messages = await self._aprepared(message, chat_history)
+        stream = await self._llm.astream_chat(messages, contents=_contents(nodes))
+        await self._memory.aput(messages[-1])
+        response = StreamingAgentChatResponse(achat_stream=stream, sources=_found(message, nodes), source_nodes=nodes)
+        task = asyncio.create_task(response.awrite_response_to_history(self._memory))
+        response.awrite_response_to_history_task = task
+        return response
+
+    def _prepared(
+        self, message: str, chat_history: list[ChatMessage] | None
+    ) -> tuple[list[NodeWithScore], list[ChatMessage]]:
+        """Return what is found for a message, and the conversation that ends with it."""
+        if chat_history is not None:
+            self._memory.set(chat_history)
+        nodes = self._retriever.retrieve(message)
+        for postprocessor in self._node_postprocessors:
+            nodes = postprocessor.postprocess_nodes(nodes, QueryBundle(message))
+        return nodes, [*self._system, *self._memory.get(), ChatMessage(message)]
+
+    async def _aprepared(
+        self, message: str, chat_history: list[ChatMessage] | None
+    ) -> tuple[list[NodeWithScore], list[ChatMessage]]:
         if chat_history is not None:
             await self._memory.aset(chat_history)
         nodes = await self._retriever.aretrieve(message)
         for postprocessor in self._node_postprocessors:
             nodes = await postprocessor.apostprocess_nodes(nodes, QueryBundle(message))
-        asked = ChatMessage(message)
-        messages = [*self._system, *await self._memory.aget(), asked]
-        stream = await self._llm.astream_chat(messages, contents=_contents(nodes))
-        await self._memory.aput(asked)
-        response = StreamingAgentChatResponse(achat_stream=stream, sources=_found(message, nodes), source_nodes=nodes)
-        response.awrite_response_to_history_task = asyncio.create_task(
-            response.awrite_response_to_history(self._memory)
-        )
-        return response
+        return nodes, [*self._system, *await self._memory.aget(), ChatMessage(message)]
 
     def reset(self) -> None:
         """Forget the messages so far."""

@@ -70,7 +70,8 @@ class MemoryIngestion(TransformComponent):
             with one_at_a_time(self.library, with_model=True):
                 self.library.add(list(documents.values()))
                 if stale := self._stale({_document_of(node) for node in nodes}, documents):
-                    self.library.remove(stale)
+                    with self.library.store.writer() as writer:
+                        writer.remove(stale)
         return [
             node if uri is None else with_memory(node, self._memories.of_document(uri))
             for uri, node in zip(uris, nodes, strict=True)
