@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import subprocess
 import sys
 
@@ -35,6 +36,10 @@ from tests.conftest import TEXT, FakeEmbedder, tiny_autocompressor
 
 QUESTION = "When does the ferry sail?"
 LINES = TEXT.splitlines()
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @pytest.fixture
@@ -359,6 +364,29 @@ def test_without_nodes_the_answer_is_empty(library, llm):
     assert str(synthesizer.synthesize(QUESTION, [])) == "Nothing was found."
     streaming = CompressedMemorySynthesizer(llm=llm, streaming=True)
     assert list(streaming.synthesize(QUESTION, []).response_gen) == ["Empty Response"]
+
+
+def test_a_model_with_a_chat_template(tokenizer, tmp_path, corpus):
+    with_template = copy.deepcopy(tokenizer)
+    with_template.chat_template = CHATML
+    compressor = tiny_autocompressor(tokenizer=with_template)
+    library = Library.create(tmp_path / "templated", compressor, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
+    library.add(corpus)
+    answer = library.ask(QUESTION, k=2, max_new_tokens=8)
+    engine = CompressedMemoryQueryEngine.from_library(library, k=2, max_tokens=8)
+    assert str(engine.query(QUESTION)) == answer.text
+    llm = CompressedMemoryLLM(library=library, max_tokens=8)
+    one, other = library.memories(answer.sources)
+    tokens = [
+        with_template(text, add_special_tokens=False)["input_ids"]
+        for text in ("<|system|>Know ", "!<|end|><|user|>Why?<|end|><|assistant|>")
+    ]
+    messages = [
+        ChatMessage(f"Know {references(engine.retriever.retrieve(QUESTION))}!", role="system"),
+        ChatMessage("Why?"),
+    ]
+    expected = compressor.generate([tokens[0], one, other, tokens[1]], max_new_tokens=8).strip()
+    assert llm.chat(messages).message.content == expected
 
 
 # LlamaIndex's own machinery.

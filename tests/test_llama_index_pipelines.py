@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 pytest.importorskip("llama_index.core")
@@ -15,7 +17,8 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine, RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
-from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore, TextNode
 from llama_index.core.selectors import EmbeddingSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from pydantic import ValidationError
@@ -152,6 +155,16 @@ def test_what_language_models_are_not_shown_is_not_compressed(memories):
     assert other.metadata["key"] == "x"
 
 
+def test_documents_and_nodes_of_other_kinds(memories):
+    postprocessor = MemoryNodePostprocessor(library=memories)
+    whole = NodeWithScore(node=Document(text=LINES[0], metadata={"page": 3}))
+    pointing = NodeWithScore(node=IndexNode(text=LINES[1], index_id="x"))
+    given = postprocessor.postprocess_nodes([whole, pointing])
+    assert [type(found.node) for found in given] == [Document, IndexNode]
+    assert all(found.node.get_content(MetadataMode.LLM) == found.metadata["memory"] != "" for found in given)
+    assert [found.node.get_content() for found in given] == LINES[:2]
+
+
 def test_texts_without_anything_to_read_have_no_memory(memories, compressed):
     postprocessor = MemoryNodePostprocessor(library=memories)
     (node,) = postprocessor.postprocess_nodes(found(" \n"))
@@ -215,6 +228,21 @@ def test_an_index_that_outlives_the_library_is_noticed(library, corpus):
         CompressedMemorySynthesizer(library).synthesize(QUESTION, nodes)
 
 
+def test_retrievers_of_llama_index_around_ours(library, embedding):
+    llm = CompressedMemoryLLM(library=library, max_tokens=4)
+    index = VectorStoreIndex(list(memory_nodes(library)), embed_model=embedding)
+    both = QueryFusionRetriever(
+        [CompressedMemoryRetriever(library, k=2), index.as_retriever(similarity_top_k=2)],
+        llm=llm,
+        num_queries=1,
+        mode="reciprocal_rerank",
+        use_async=False,
+    )
+    nodes = both.retrieve(QUESTION)
+    assert {node.text for node in nodes[:2]} <= {hit.text for hit in library.search(QUESTION, k=3)}
+    assert str(CompressedMemorySynthesizer(llm=llm).synthesize(QUESTION, nodes)) != ""
+
+
 # Ingestion.
 
 
@@ -268,6 +296,8 @@ def test_blank_nodes_and_metadata_that_are_no_json(memories):
     assert memories.store.is_empty()
     with pytest.raises(LibraryError, match="does not exist"):
         MemoryIngestion(library=memories.path / "nothing")
+    with pytest.raises(InputError, match=r"one process writes a library.*without num_workers"):
+        pickle.dumps(step)
 
 
 # Engines of engines.

@@ -12,6 +12,7 @@ from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import ConfigDict
 
 from ctxdocs.corpus import Document
+from ctxdocs.errors import InputError
 from ctxdocs.integrations.contents import ContentMemories
 from ctxdocs.integrations.llama_index.nodes import DOCUMENT, MEMORY, text_of, with_memory
 from ctxdocs.integrations.settings import LibraryField
@@ -80,6 +81,12 @@ class MemoryIngestion(TransformComponent):
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Like calling it, in a thread."""
         return await asyncio.to_thread(self.__call__, nodes, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise InputError(
+            "an ingestion step cannot be sent to other processes: one process writes a library",
+            "run the pipeline without num_workers",
+        )
 
     def _stale(self, documents: set[str], given: dict[str, Document]) -> list[str]:
         """Return what the library holds of documents besides what was given of them."""
