@@ -6,6 +6,7 @@ import asyncio
 import copy
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -32,6 +33,7 @@ from ctxdocs.integrations.llama_index import (
     CompressedMemorySynthesizer,
 )
 from ctxdocs.library import Library
+from ctxdocs.sharing import shared_model
 from tests.conftest import TEXT, FakeEmbedder, tiny_autocompressor
 
 QUESTION = "When does the ferry sail?"
@@ -134,12 +136,19 @@ async def test_async(llm):
 
 
 async def test_calls_that_wait_for_one_another_are_one_batch(library, llm, monkeypatch):
-    alone = [llm.complete(line).text for line in LINES * 2]
-    sizes, prefill = [], library.compressor.prefill
-    monkeypatch.setattr(library.compressor, "prefill", lambda batch: (sizes.append(len(batch)), prefill(batch))[1])
-    responses = await asyncio.gather(*[llm.acomplete(line) for line in LINES * 2])
+    alone = [llm.complete(line).text for line in LINES]
+    model, sizes, prefill = shared_model(library), [], library.compressor.prefill
+
+    def counted(batch):
+        sizes.append(len(batch))
+        while len(sizes) == 1 and len(model._waiting) < 2:
+            time.sleep(0.001)
+        return prefill(batch)
+
+    monkeypatch.setattr(library.compressor, "prefill", counted)
+    responses = await asyncio.gather(*[llm.acomplete(line) for line in LINES])
     assert [response.text for response in responses] == alone
-    assert sum(sizes) == 6 > len(sizes)
+    assert sizes == [1, 2]
 
 
 async def test_the_loop_goes_on_while_the_model_works(llm, monkeypatch):
