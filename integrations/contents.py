@@ -1,20 +1,68 @@
-"""Texts from elsewhere, compressed when they are first seen and kept by content in a library."""
+"""Texts from elsewhere, compressed: for one prompt, or when they are first seen and then kept in a library."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ctxdocs.corpus import Document
+import torch
+
+from ctxdocs.checks import items
+from ctxdocs.corpus import Chunker, Document
 from ctxdocs.errors import InputError, LibraryError
 from ctxdocs.references import References
-from ctxdocs.sharing import one_at_a_time
+from ctxdocs.sharing import one_at_a_time, shared_model
 
 if TYPE_CHECKING:
+    from ctxdocs.cache import StoredChunk
     from ctxdocs.library import Library
+    from ctxdocs.memory import Memory
 
 _URI = "content:"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is read with a question, in place of what a search finds.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        What they refer to is read as memories; other text is compressed for the one prompt, and not kept.
+
+    Raises
+    ------
+    InputError
+        If they are no texts.
+    """
+
+    texts: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for text in items("contents", self.texts):
+            if not isinstance(text, str):
+                raise InputError(f"contents are texts, got {type(text).__name__}")
+
+    def read(self, library: Library, references: References) -> tuple[list[Memory], list[StoredChunk]]:
+        """Return the contents as memories, in order, and the chunks of those that are in the library.
+
+        Raises
+        ------
+        LibraryError
+            If a chunk referred to is no longer in the library.
+        InputError
+            If a reference was written by another library of this process.
+        """
+        parts = [part for text in self.texts for part in references.read(text)]
+        chunks = [part for part in parts if not isinstance(part, str)]
+        stored = iter(library.store.memories(chunks))
+        compressed = iter(_compressed(library, [part for part in parts if isinstance(part, str)]))
+        memories: list[Memory] = []
+        for part in parts:
+            memories += next(compressed) if isinstance(part, str) else [next(stored)]
+        return memories, chunks
 
 
 class ContentMemories:
@@ -67,6 +115,18 @@ class ContentMemories:
             missing = {uri: text for uri, text in texts.items() if store.document(uri) is None}
             if missing:
                 self.library.add([Document.from_text(text, uri) for uri, text in missing.items()])
+
+
+def _compressed(library: Library, texts: Sequence[str]) -> list[list[Memory]]:
+    """Compress texts, cut as the library cuts documents."""
+    compressor: Any = library.compressor
+    settings = library.store.manifest.settings
+    chunker = Chunker(compressor.tokenizer, settings["chunk_tokens"], settings["overlap_tokens"])
+    cut = [[chunk.ids for chunk in chunker(text)] for text in texts]
+    documents = [ids for chunks in cut for ids in chunks]
+    with shared_model(library).lock, torch.no_grad():
+        memories = iter(compressor.compress_ids(documents) if documents else ())
+    return [[next(memories) for _ in chunks] for chunks in cut]
 
 
 def _uri(text: str) -> str:

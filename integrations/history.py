@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctxdocs.chat_format import ChatFormat
-from ctxdocs.integrations.reading import Contents, LibraryReader, Request, Search
+from ctxdocs.integrations.contents import Contents
+from ctxdocs.integrations.reading import LibraryReader, Request, Search
 from ctxdocs.prompts import Piece, begins_with, encode_pieces, with_bos
 
 if TYPE_CHECKING:

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
-import torch
-
 from ctxdocs.answers import Hit
 from ctxdocs.chat_format import ChatFormat
-from ctxdocs.checks import items, one_of, whole_number
-from ctxdocs.corpus import Chunker
+from ctxdocs.checks import one_of, whole_number
 from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
+from ctxdocs.integrations.contents import Contents
 from ctxdocs.library import Rerank, Retrieval
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Piece, assemble, begun, encode_text, with_bos
@@ -91,29 +89,6 @@ class Search:
             raise InputError(f"k must be at least 1, got {self.k}")
         one_of("retrieval", self.retrieval, get_args(Retrieval))
         one_of("rerank", self.rerank, get_args(Rerank))
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What is read with a question, in place of what a search finds.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        What they refer to is read as memories; other text is compressed for the one prompt, and not kept.
-
-    Raises
-    ------
-    InputError
-        If they are no texts.
-    """
-
-    texts: Sequence[str]
-
-    def __post_init__(self) -> None:
-        for text in items("contents", self.texts):
-            if not isinstance(text, str):
-                raise InputError(f"contents are texts, got {type(text).__name__}")
 
 
 class LibraryReader:
@@ -210,7 +185,7 @@ class LibraryReader:
             raise InputError("the question is empty", "ask something")
         compressor: Any = self.model.compressor
         layout = compressor.prompt_format
-        memories, chunks = self._read(contents)
+        memories, chunks = contents.read(self.library, self.references)
         prompt = layout.build(question, memories, compressor.tokenizer, compressor.prefix_ids)
         return Request(prompt, list(chunks), layout.stop)
 
@@ -307,7 +282,7 @@ class LibraryReader:
         memories: list[Memory] = []
         found: Sequence[Hit | StoredChunk] = []
         if isinstance(search, Contents):
-            memories, found = self._read(search)
+            memories, found = search.read(self.library, self.references)
         elif search is not None and is_searched and not sources:
             (found,) = self.search([question], search)
             memories = self.library.memories(found)
@@ -316,28 +291,6 @@ class LibraryReader:
         before, after = _frame(layout)
         given: Pieces = [piece for memory in memories for piece in (Piece(before), memory, Piece(after))]
         return [*given, *turn], [*found, *sources]
-
-    def _read(self, contents: Contents) -> tuple[list[Memory], list[StoredChunk]]:
-        """Return contents as memories, in order, and the chunks of those that are in the library."""
-        parts = [part for text in contents.texts for part in self.references.read(text)]
-        chunks = [part for part in parts if not isinstance(part, str)]
-        stored = iter(self.library.store.memories(chunks))
-        compressed = iter(self._compressed([part for part in parts if isinstance(part, str)]))
-        memories: list[Memory] = []
-        for part in parts:
-            memories += next(compressed) if isinstance(part, str) else [next(stored)]
-        return memories, chunks
-
-    def _compressed(self, texts: Sequence[str]) -> list[list[Memory]]:
-        """Compress texts, cut as the library cuts documents."""
-        compressor: Any = self.model.compressor
-        settings = self.library.store.manifest.settings
-        chunker = Chunker(compressor.tokenizer, settings["chunk_tokens"], settings["overlap_tokens"])
-        cut = [[chunk.ids for chunk in chunker(text)] for text in texts]
-        documents = [ids for chunks in cut for ids in chunks]
-        with self.model.lock, torch.no_grad():
-            memories = iter(compressor.compress_ids(documents) if documents else ())
-        return [[next(memories) for _ in chunks] for chunks in cut]
 
     def _turn(self, layout: ChatFormat, question: str) -> tuple[Pieces, list[Hit | StoredChunk]]:
         """Return a turn up to where its answer begins.

@@ -27,8 +27,9 @@ from pydantic import ConfigDict
 from ctxdocs.checks import one_of
 from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
+from ctxdocs.integrations.contents import Contents
 from ctxdocs.integrations.history import CompressedHistory
-from ctxdocs.integrations.reading import Contents, Request, Search, source_of, stripped
+from ctxdocs.integrations.reading import Request, Search, source_of, stripped
 from ctxdocs.integrations.settings import LibrarySettings, refuse
 from ctxdocs.integrations.turns import turns_of
 
