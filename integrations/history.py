@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctxdocs.chat_format import ChatFormat
+from ctxdocs.integrations.contents import Contents
 from ctxdocs.integrations.reading import LibraryReader, Request, Search
 from ctxdocs.prompts import Piece, begins_with, encode_pieces, with_bos
 
@@ -39,7 +40,7 @@ class CompressedHistory:
         self._lock = threading.Lock()
 
     def request(
-        self, question: str, turns: Sequence[tuple[str, str]], system: str = "", search: Search | None = None
+        self, question: str, turns: Sequence[tuple[str, str]], system: str = "", search: Search | Contents | None = None
     ) -> Request:
         """Return the prompt of a question behind the memory of the turns so far.
 

@@ -5,8 +5,9 @@ Nothing here knows a framework.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from ctxdocs.answers import Hit
@@ -14,6 +15,7 @@ from ctxdocs.chat_format import ChatFormat
 from ctxdocs.checks import one_of, whole_number
 from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
+from ctxdocs.integrations.contents import Contents
 from ctxdocs.library import Rerank, Retrieval
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Piece, assemble, begun, encode_text, with_bos
@@ -64,9 +66,10 @@ class Search:
     ----------
     k, retrieval, rerank
         As in :meth:`ctxdocs.Library.search`.
-    filter : mapping, optional
+    filter : mapping or callable, optional
         What must be so of a document: values by the names of its metadata, or ``source`` for its uri. A list stands
-        for any of its values.
+        for any of its values. Or a function that takes a document's metadata, ``source`` among them, and says whether
+        to search it.
 
     Raises
     ------
@@ -77,10 +80,10 @@ class Search:
     k: int
     retrieval: str = "hybrid"
     rerank: str = "none"
-    filter: Mapping[str, Any] | None = None
+    filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
 
     def __post_init__(self) -> None:
-        if self.filter is not None and not isinstance(self.filter, Mapping):
+        if self.filter is not None and not isinstance(self.filter, Mapping) and not callable(self.filter):
             raise InputError(f"filter must be a dict of metadata, got {type(self.filter).__name__}")
         if whole_number("k", self.k) < 1:
             raise InputError(f"k must be at least 1, got {self.k}")
@@ -115,14 +118,14 @@ class LibraryReader:
         with one_at_a_time(self.library, with_model=search.rerank != "none"):
             return self.library.search_many(queries, search.k, **how)
 
-    def _documents(self, wanted: Mapping[str, Any]) -> list[str]:
+    def _documents(self, wanted: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]) -> list[str]:
         """Return the uris of the documents with certain metadata."""
-        found = []
-        for document in self.library.store.documents():
-            values = {**document.metadata, "source": document.uri}
-            if all(name in values and _is_one_of(values[name], value) for name, value in wanted.items()):
-                found.append(document.uri)
-        return found
+        accepts = wanted if callable(wanted) else partial(_has_values, wanted)
+        return [
+            document.uri
+            for document in self.library.store.documents()
+            if accepts({**document.metadata, "source": document.uri})
+        ]
 
     # Laying out prompts.
 
@@ -170,8 +173,28 @@ class LibraryReader:
             requests.append(Request(prompt, list(hits), layout.stop))
         return requests
 
+    def about(self, question: str, contents: Contents) -> Request:
+        """Return the prompt of a question about contents, laid out as those of questions to the library.
+
+        Raises
+        ------
+        InputError
+            If the question is blank.
+        """
+        if not question.strip():
+            raise InputError("the question is empty", "ask something")
+        compressor: Any = self.model.compressor
+        layout = compressor.prompt_format
+        memories, chunks = contents.read(self.library, self.references)
+        prompt = layout.build(question, memories, compressor.tokenizer, compressor.prefix_ids)
+        return Request(prompt, list(chunks), layout.stop)
+
     def conversation(
-        self, question: str, turns: Sequence[tuple[str, str]] = (), system: str = "", search: Search | None = None
+        self,
+        question: str,
+        turns: Sequence[tuple[str, str]] = (),
+        system: str = "",
+        search: Search | Contents | None = None,
     ) -> Request:
         """Return the prompt of a conversation, in the model's chat template or, without one, its prompt format.
 
@@ -183,8 +206,9 @@ class LibraryReader:
             Questions and answers so far.
         system : str
             What the model is told before the first turn.
-        search : Search, optional
-            Search the library for the question, unless it or the system's text refers to memories.
+        search : Search or Contents, optional
+            Search the library for the question, unless it or the system's text refers to memories; or what is read
+            with it in any case.
 
         Raises
         ------
@@ -200,7 +224,7 @@ class LibraryReader:
             turn, read = self._turn(layout, asked)
             pieces += [*turn, Piece(answered, trusted=False), Piece(layout.between)]
             sources += read
-        turn, read = self._question(layout, question, search if is_searched else None)
+        turn, read = self._question(layout, question, search, is_searched=is_searched)
         compressor: Any = self.opened(before)
         prompt = assemble([*pieces, *turn], compressor.tokenizer)
         prompt = replace(layout, opening=before.text).first_turn.begun(
@@ -208,7 +232,9 @@ class LibraryReader:
         )
         return Request(prompt, [*sources, *read], layout.turn.stop)
 
-    def continued(self, history: Memory, question: str, system: str = "", search: Search | None = None) -> Request:
+    def continued(
+        self, history: Memory, question: str, system: str = "", search: Search | Contents | None = None
+    ) -> Request:
         """Return the prompt of a question behind the memory of all that was said before.
 
         The memory begins with the system's text; what that refers to is read in front of the question.
@@ -216,7 +242,7 @@ class LibraryReader:
         layout = self.layout(system)
         said, sources = self._woven(system, _frame(layout))
         referred = [piece for index, piece in enumerate(said) if _is_framed(said, index)]
-        turn, read = self._question(layout, question, None if sources else search)
+        turn, read = self._question(layout, question, search, is_searched=not sources)
         compressor: Any = self.opened(self.opening_text(layout, system)[0])
         prompt = assemble([history, Piece(layout.between), *referred, *turn], compressor.tokenizer)
         prompt = begun(prompt, compressor.tokenizer, compressor.prefix_ids)
@@ -247,16 +273,24 @@ class LibraryReader:
         return "".join(part for part in self.references.read(text) if isinstance(part, str))
 
     def _question(
-        self, layout: ChatFormat, question: str, search: Search | None
+        self, layout: ChatFormat, question: str, search: Search | Contents | None, *, is_searched: bool
     ) -> tuple[Pieces, list[Hit | StoredChunk]]:
-        """Return the last turn up to where its answer begins, with what a search found if nothing is referred to."""
+        """Return the last turn up to where its answer begins, with what is given or found for it."""
         if not question.strip():
             raise InputError("the last message is empty", "ask something")
         turn, sources = self._turn(layout, question)
-        if search is None or sources:
-            return turn, sources
-        (hits,) = self.search([question], search)
-        return layout.turn.pieces(question, self.library.memories(hits)), list(hits)
+        memories: list[Memory] = []
+        found: Sequence[Hit | StoredChunk] = []
+        if isinstance(search, Contents):
+            memories, found = search.read(self.library, self.references)
+        elif search is not None and is_searched and not sources:
+            (found,) = self.search([question], search)
+            memories = self.library.memories(found)
+        if not sources:
+            return layout.turn.pieces(question, memories), list(found)
+        before, after = _frame(layout)
+        given: Pieces = [piece for memory in memories for piece in (Piece(before), memory, Piece(after))]
+        return [*given, *turn], [*found, *sources]
 
     def _turn(self, layout: ChatFormat, question: str) -> tuple[Pieces, list[Hit | StoredChunk]]:
         """Return a turn up to where its answer begins.
@@ -348,6 +382,10 @@ def _is_framed(pieces: Pieces, index: int) -> bool:
     """Whether a piece of woven text is a memory, or what its frame begins or ends with."""
     piece = pieces[index]
     return isinstance(piece, Memory) or piece.trusted
+
+
+def _has_values(wanted: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(name in values and _is_one_of(values[name], value) for name, value in wanted.items())
 
 
 def _is_one_of(value: Any, wanted: Any) -> bool:

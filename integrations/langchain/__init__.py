@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ctxdocs.integrations.loading import load
+
 if TYPE_CHECKING:
     from ctxdocs.integrations.langchain.chat import ChatCompressedMemory as ChatCompressedMemory
     from ctxdocs.integrations.langchain.compression import MemoryCompressor as MemoryCompressor
@@ -35,17 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    try:
-        import langchain_core  # noqa: F401
-    except ImportError as error:
-        from ctxdocs.errors import MissingDependency
-
-        raise MissingDependency(f"{name} needs langchain-core", "pip install 'ctxdocs[langchain]'") from error
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return load(__name__, _MODULES, name, framework="langchain_core", extra="langchain")
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,8 +17,10 @@ from ctxdocs.checks import one_of
 from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.integrations.history import CompressedHistory
-from ctxdocs.integrations.langchain.settings import LibrarySettings, refuse
+from ctxdocs.integrations.langchain.settings import LibrarySettings
 from ctxdocs.integrations.reading import Request, source_of, stripped
+from ctxdocs.integrations.settings import refuse
+from ctxdocs.integrations.turns import turns_of
 
 # What LangChain calls standard parameters and only means something to a model behind a network.
 _OF_REMOTE_MODELS = {"api_key", "base_url", "max_retries", "streaming", "timeout"}
@@ -129,7 +131,9 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
         history = one_of("history", changes.pop("history", self.history), ("text", "memory"))
         search, options = self._search(changes), self._options(stop, changes)
         refuse(changes)
-        system, turns, question = turns_of(messages)
+        system, turns, question = turns_of(
+            (_role(message, place), _text(message, place)) for place, message in enumerate(messages)
+        )
         if history == "memory" and turns:
             return self._histories.request(question, turns, system, search), options
         return self._reader.conversation(question, turns, system, search), options
@@ -144,54 +148,6 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Return the ids of a text's tokens, its references not resolved."""
         return self._reader.token_ids(text)
-
-
-def turns_of(messages: Sequence[BaseMessage]) -> tuple[str, list[tuple[str, str]], str]:
-    """Take a conversation apart.
-
-    Messages of one role that follow one another are joined by a blank line.
-
-    Parameters
-    ----------
-    messages : sequence of BaseMessage
-        System messages first, then user and assistant in turn, a user's last.
-
-    Returns
-    -------
-    system : str
-        The system's text; empty if there is none.
-    turns : list of (str, str)
-        Questions and answers so far.
-    question : str
-        The last message.
-
-    Raises
-    ------
-    InputError
-        If there are no messages, they are out of order, or one is of a kind that this model does not read.
-    """
-    runs: list[tuple[str, str]] = []
-    for place, message in enumerate(messages):
-        role, text = _role(message, place), _text(message, place)
-        if runs and runs[-1][0] == role:
-            text = f"{runs.pop()[1]}\n\n{text}"
-        runs.append((role, text))
-    system = runs.pop(0)[1] if runs and runs[0][0] == "system" else ""
-    roles = [role for role, _ in runs]
-    if not roles or roles[-1] != "user":
-        raise InputError(
-            "the conversation holds no question" if not roles else "the last message is the assistant's",
-            "the last message has to be the user's",
-        )
-    wanted = ["user", "assistant"] * (len(roles) // 2) + ["user"]
-    if roles != wanted:
-        wrong = next(i for i, role in enumerate(roles) if i >= len(wanted) or role != wanted[i])
-        raise InputError(
-            f"the messages are out of order: {', '.join(['system'] * bool(system) + roles[: wrong + 1])}",
-            "system messages come first, then the user's and the assistant's in turn",
-        )
-    texts = [text for _, text in runs]
-    return system, list(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1]
 
 
 def _role(message: BaseMessage, place: int) -> str:

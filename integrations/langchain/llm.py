@@ -13,8 +13,9 @@ from pydantic import ConfigDict
 from ctxdocs.checks import one_of
 from ctxdocs.generation import Generation as Generated
 from ctxdocs.generation import GenerationOptions
-from ctxdocs.integrations.langchain.settings import LibrarySettings, refuse
+from ctxdocs.integrations.langchain.settings import LibrarySettings
 from ctxdocs.integrations.reading import Request, source_of, stripped
+from ctxdocs.integrations.settings import refuse
 
 
 class CompressedMemoryLLM(LibrarySettings, BaseLLM):

@@ -11,8 +11,8 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, model_validator
 
 from ctxdocs.integrations.langchain.documents import document_of
-from ctxdocs.integrations.langchain.settings import LibraryField
 from ctxdocs.integrations.reading import LibraryReader, Search
+from ctxdocs.integrations.settings import LibraryField
 
 
 class CompressedMemoryRetriever(BaseRetriever):

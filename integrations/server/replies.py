@@ -51,7 +51,7 @@ class Reply:
             return _event({**self._head("part"), "choices": [self._part(delta, reason)], **more, **extra})
 
         try:
-            about = {"ctxdocs": _about([job])} if include_usage else {}
+            about: dict[str, Any] = {"ctxdocs": _about([job])} if include_usage else {}
             if self.kind == "chat" or about:
                 yield event("", **about)
             async for piece in job.pieces():
