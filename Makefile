@@ -26,8 +26,8 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/ctxdocs compress examples/corpus --library build/demo-library
-	$(BIN)/ctxdocs ask "When was the station opened?" --library build/demo-library -k 2
-	$(BIN)/ctxdocs ask "When was the station opened?" --library build/demo-library -k 2 --mode text
+	$(BIN)/ctxdocs ask "When was the lowest water level measured at Tarrow Head?" --library build/demo-library -k 2
+	$(BIN)/ctxdocs ask "When was the lowest water level measured at Tarrow Head?" --library build/demo-library -k 2 --mode text
 	$(BIN)/ctxdocs info --library build/demo-library
 
 test: $(READY) lint types

@@ -15,6 +15,7 @@ from ctxdocs.errors import InputError
 from ctxdocs.training.bundled import sources
 from ctxdocs.training.bundled.__main__ import main
 from ctxdocs.training.bundled.batches import PADDING_ID, Batches, question_document
+from ctxdocs.training.bundled.checkpoint import LOG, Progress
 from ctxdocs.training.bundled.data import load_split, prepare, split_of
 from ctxdocs.training.bundled.evaluate import bootstrap, word_f1
 from ctxdocs.training.bundled.losses import losses, total, weighted_cross_entropy
@@ -205,6 +206,19 @@ def test_another_method_goes_on_from_the_language_model_of_an_earlier_run(cache,
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
     with pytest.raises(InputError, match="other sizes than the preset"):
         build_compressor(dataclasses.replace(RECIPE, layers=3), cache / "tokenizer.json", init=tmp_path)
+
+
+def test_a_run_tells_what_it_went_on_from(tmp_path):
+    first = Progress("tiny-vectors", "cpu", step=3, seconds=60.0, tokens=500)
+    first.save(tmp_path / LOG)
+    second = Progress.behind("tiny", "cpu", tmp_path)
+    assert (second.step, second.before) == (0, [{"preset": "tiny-vectors", "seconds": 60.0, "tokens": 500}])
+    second.save(tmp_path / LOG)
+    assert Progress.behind("tiny", "cpu", tmp_path).before == [
+        *second.before,
+        {**second.before[0], "preset": "tiny", "seconds": 0.0, "tokens": 0},
+    ]
+    assert Progress.behind("tiny", "cpu", None).before == Progress.behind("tiny", "cpu", tmp_path / "none").before == []
 
 
 def test_steps_bring_the_loss_down(cache, compressor):

@@ -63,7 +63,7 @@ def measure(cache: Path, output: Path, device: str) -> None:
     """Evaluate the saved compressor on the test split; write ``evaluation.json`` and the model card."""
     from ctxdocs.checkpoints import load_compressor
     from ctxdocs.training.bundled.card import write_card
-    from ctxdocs.training.bundled.checkpoint import Progress
+    from ctxdocs.training.bundled.checkpoint import LOG, Progress
     from ctxdocs.training.bundled.data import load_split
     from ctxdocs.training.bundled.evaluate import evaluate
     from ctxdocs.training.bundled.memories import memories_of
@@ -74,7 +74,7 @@ def measure(cache: Path, output: Path, device: str) -> None:
     text = json.dumps(figures, indent=1, default=dataclasses.asdict)
     (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     tokens = json.loads((cache / "prepared.json").read_text(encoding="utf-8"))["tokens"]
-    write_card(output, compressor, Progress.load(output / "training_log.json"), figures, tokens)
+    write_card(output, compressor, Progress.load(output / LOG), figures, tokens)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,7 @@ def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any],
         most=recipe.most_memories,
         plain=_listed(recipe.text_tokens),
         table=_TABLES[recipe.table],
-        training=f"{progress.step:,} steps, {progress.tokens:,} slots (tokens and summary slots), "
-        f"{progress.seconds / 60:.0f} minutes on {progress.device}",
+        training=_training(progress),
         document=DOCUMENT_TOKENS,
         continuation=CONTINUATION_TOKENS,
         losses=_table(figures["continuation"], "loss"),
@@ -149,7 +148,17 @@ def _memory(compressor: Compressor) -> str:
         return f"{compressor.summary_length} summary vectors per segment of up to {compressor.segment_tokens} tokens"
     if isinstance(compressor, GistCompressor):
         return f"keys and values of beacon tokens behind windows of up to {compressor.window} tokens"
-    return "keys and values of the document's own tokens: every fourth or so that repeating the document needs most"
+    return "a fourth of the keys and values of the document's tokens, those that repeating the document needs most"
+
+
+def _training(progress: Progress) -> str:
+    this = f"{progress.step:,} steps, {_amount(progress.tokens, progress.seconds)} on {progress.device}"
+    earlier = [f"{_amount(run['tokens'], run['seconds'])} of an earlier run" for run in progress.before]
+    return ", behind ".join([this, *earlier])
+
+
+def _amount(tokens: int, seconds: float) -> str:
+    return f"{tokens:,} slots (tokens and summary slots) in {seconds / 60:.0f} minutes"
 
 
 def _shape(config: PretrainedConfig) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ctxdocs.compressors.base import Compressor
 
 _FILE = "checkpoint.safetensors"
+#: The progress, beside the model.
+LOG = "training_log.json"
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Progress:
         Slots the model has run over: tokens and summary slots.
     log : list of dict
         Losses over time.
+    before : list of dict
+        Earlier runs whose language model this one started from, first to last: ``preset``, ``seconds``, ``tokens``.
     """
 
     preset: str
@@ -45,6 +49,16 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
+    before: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def behind(cls, preset: str, device: str, earlier: Path | None) -> Progress:
+        """Return the beginning of a run, behind the one whose log lies in the folder ``earlier``, if there is one."""
+        if earlier is None or not (earlier / LOG).is_file():
+            return cls(preset, device)
+        run = cls.load(earlier / LOG)
+        this = {"preset": run.preset, "seconds": run.seconds, "tokens": run.tokens}
+        return cls(preset, device, before=[*run.before, this])
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

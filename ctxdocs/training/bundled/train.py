@@ -20,7 +20,7 @@ from ctxdocs.compressors.kvzip import KVzip
 from ctxdocs.cpu import multiplies_bfloat16
 from ctxdocs.errors import InputError
 from ctxdocs.training.bundled.batches import Batch, Batches, Rows
-from ctxdocs.training.bundled.checkpoint import Progress, check_preset, load_checkpoint, save_checkpoint
+from ctxdocs.training.bundled.checkpoint import LOG, Progress, check_preset, load_checkpoint, save_checkpoint
 from ctxdocs.training.bundled.data import load_split
 from ctxdocs.training.bundled.losses import losses, total
 from ctxdocs.training.bundled.memories import memories_of
@@ -109,6 +109,7 @@ def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0, init: 
         model,
         tokenizer,
         ratio=recipe.ratios[0],
+        budget="global",  # heads that copy need most of their slots, others hardly any
         prefix="none",
         request={"first": repeat, "next": repeat, "suffix": []},
         prompt_format=PROMPT_FORMAT,
@@ -152,7 +153,7 @@ def train(
     check_preset(output, preset)
     compressor = build_compressor(recipe, cache / "tokenizer.json", seed, init).to(device).train()
     optimisers = build_optimisers(compressor, recipe, scale=_RATE_BEHIND_INIT if init else 1.0)
-    progress = load_checkpoint(output, compressor, optimisers) or Progress(preset, device)
+    progress = load_checkpoint(output, compressor, optimisers) or Progress.behind(preset, device, init)
     batches = Batches(load_split(cache, "train"), recipe, seed)
     frequencies = batches.token_frequencies().to(device)
     in_bfloat16 = torch.device(device).type != "cpu" or multiplies_bfloat16()
@@ -200,12 +201,12 @@ def train(
 
 
 def export(compressor: Compressor, progress: Progress, output: Path) -> None:
-    """Write the compressor in bfloat16, and ``training_log.json``."""
+    """Write the compressor in bfloat16, and the progress."""
     tokenizer = compressor.tokenizer
     exported = copy.deepcopy(compressor).to(torch.bfloat16).eval()
     exported.tokenizer = tokenizer
     exported.save(output)
-    progress.save(output / "training_log.json")
+    progress.save(output / LOG)
 
 
 def count_parameters(compressor: Compressor) -> int:
