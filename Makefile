@@ -31,7 +31,7 @@ demo: $(READY)
 	$(BIN)/ctxdocs info --library build/demo-library
 
 test: $(READY) lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
