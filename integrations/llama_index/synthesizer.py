@@ -14,6 +14,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from ctxdocs.errors import InputError
 from ctxdocs.integrations.llama_index.llm import CompressedMemoryLLM
 from ctxdocs.library import Library
+from ctxdocs.sharing import shared_library
 
 
 class CompressedMemorySynthesizer(BaseSynthesizer):
@@ -94,7 +95,7 @@ def reading_llm(
     if llm is None:
         if library is None:
             raise InputError("there is neither a library nor a language model", "give one of them")
-        return CompressedMemoryLLM(library=library, **options)
+        return CompressedMemoryLLM(library=shared_library(library), **options)
     if not isinstance(llm, CompressedMemoryLLM):
         raise InputError(f"a {type(llm).__name__} reads no memories", "give a CompressedMemoryLLM, or a library")
     if library is not None or options:
