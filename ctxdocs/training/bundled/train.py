@@ -111,6 +111,7 @@ def build_compressor(recipe: Recipe, tokenizer_file: Path, seed: int = 0, init: 
         ratio=recipe.ratios[0],
         budget="global",  # heads that copy need most of their slots, others hardly any
         prefix="none",
+        piece_tokens=longest,
         request={"first": repeat, "next": repeat, "suffix": []},
         prompt_format=PROMPT_FORMAT,
     )
