@@ -68,9 +68,12 @@ def examine(
             f"{compressor.method} has memories that no prefill can be compared with",
             "load its model with a method without training: load_compressor(name, method='kvzip')",
         )
-    for name, value in (("most", most), ("document_tokens", document_tokens)):
+    for name, value, option in (
+        ("most", most, "--documents"),
+        ("document_tokens", document_tokens, "--document-tokens"),
+    ):
         if whole_number(name, value) < 1:
-            raise InputError(f"{name} is {value}, and must be at least 1")
+            raise InputError(f"{name} is {value}, and must be at least 1", f"on the command line it is {option}")
     checks: list[Check] = []
     with torch.no_grad():
         for check in _checks(compressor, material(compressor, documents, most, document_tokens), most):
