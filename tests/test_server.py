@@ -187,7 +187,12 @@ MESSAGE = {"role": "user", "content": "x"}
         ),
         ({"messages": [MESSAGE, {"role": "system", "content": "x"}]}, 400, "stand at the beginning"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "messages[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "messages[0].content[0].type: ",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content: "),
         ({"messages": "hello"}, 400, "messages"),
         ({"k": 0}, 400, "k: "),
         ({"k": 10_000}, 400, "at most 64"),

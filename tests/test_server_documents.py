@@ -201,6 +201,7 @@ def test_a_form_without_a_document_is_refused(library):
         return [
             await client.post("/v1/documents", files={"other": ("a.txt", b"x")}),
             await client.post("/v1/documents", data={"file": "no file"}),
+            await client.post("/v1/documents", files=[("file", ("a.txt", b"a")), ("file", ("b.txt", b"b"))]),
             await client.post("/v1/documents", json={"file": "x"}),
             await client.get("/v1/documents/doc_999"),
             await client.get("/v1/documents/../../etc/passwd"),
@@ -208,7 +209,7 @@ def test_a_form_without_a_document_is_refused(library):
         ]
 
     responses = with_client(library, use)
-    assert [response.status_code for response in responses] == [400, 400, 400, 404, 404, 404]
+    assert [response.status_code for response in responses] == [400, 400, 400, 400, 404, 404, 404]
     assert all("error" in response.json() for response in responses)
 
 

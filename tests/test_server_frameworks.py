@@ -22,7 +22,6 @@ def url(library):
         yield f"{url}/v1"
 
 
-@pytest.mark.slow
 def test_langchain(library, url):
     pytest.importorskip("langchain_openai")
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
@@ -52,7 +51,6 @@ def test_langchain(library, url):
     assert vectors[0] == library.embedder.embed_documents(["the ferry"])[0].tolist()
 
 
-@pytest.mark.slow
 def test_llama_index(library, url):
     pytest.importorskip("llama_index.llms.openai_like")
     from llama_index.core.llms import ChatMessage

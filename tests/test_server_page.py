@@ -67,7 +67,6 @@ def is_own(requested, url):
     return requested.startswith((url.removesuffix("/docs"), "data:"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1100])
 def test_asking_shows_two_answers_what_they_took_and_their_sources(library, width):
     with running(library) as (url, _), page_of(url, viewport={"width": width, "height": 844}) as page:
@@ -97,7 +96,6 @@ def answer_slots(library):
     return sum(hit.slots for hit in library.search(QUESTION, k=4))
 
 
-@pytest.mark.slow
 def test_documents_are_dropped_compressed_shown_and_removed(library, tmp_path):
     name = "<b>heron.txt"
     path = tmp_path / name
@@ -131,7 +129,6 @@ def test_documents_are_dropped_compressed_shown_and_removed(library, tmp_path):
     assert f"upload/{name}" not in library.store.digests()
 
 
-@pytest.mark.slow
 def test_a_key_is_asked_for_and_an_answer_can_be_stopped(library, monkeypatch):
     import time
 
@@ -163,7 +160,6 @@ def test_a_key_is_asked_for_and_an_answer_can_be_stopped(library, monkeypatch):
         assert engine.running == 0
 
 
-@pytest.mark.slow
 def test_the_endpoints_are_described(library):
     with running(library) as (url, _), page_of(f"{url}/docs") as page:
         page.wait_for_selector(".endpoint")

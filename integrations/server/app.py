@@ -85,8 +85,11 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
 
 async def _invalid(request: Request, error: Any) -> Response:
     """Say which field is wrong, and how."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
+    errors = error.errors()
+    # Of a field that may be one of several things, what came nearest to one of them says most.
+    field = _place(errors[0])[:1]
+    first = max((each for each in errors if _place(each)[:1] == field), key=lambda each: len(_place(each)))
+    place = _place(first)
     kind, message = first["type"], first["msg"]
     if kind == "json_invalid":
         return RequestError(400, f"the body is no JSON: {first['ctx']['error']}", "invalid_json").response()
@@ -101,6 +104,11 @@ async def _invalid(request: Request, error: Any) -> Response:
     return RequestError(400, f"{name}: {message}", "invalid_value", name).response()
 
 
+def _place(error: Any) -> list[str]:
+    """Return where in the body an error is, without the names that pydantic gives to what a field may be."""
+    return [str(part) for part in error["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+
+
 async def _http_error(request: Request, error: Any) -> Response:
     if isinstance(error, RequestError):
         return error.response()
@@ -108,6 +116,8 @@ async def _http_error(request: Request, error: Any) -> Response:
         404: f"there is no {request.url.path}; /openapi.json lists what there is",
         405: f"{request.method} is not what {request.url.path} takes",
     }
+    if error.status_code == 400:  # FastAPI could make nothing of it; errors of fields go another way
+        return RequestError(400, "the body cannot be parsed", "invalid_body", headers=error.headers).response()
     message = reasons.get(error.status_code, str(error.detail))
     return RequestError(error.status_code, message, headers=error.headers).response()
 

@@ -1,4 +1,4 @@
-"""Connections whose requests have to arrive in time.
+"""Connections of bounded number, whose requests have to arrive in time.
 
 The server underneath bounds how long a connection may be idle between requests, and nothing bounds how slowly the head
 of a request comes in: a client that sends a byte now and then would hold its connection for ever. Bodies are bounded in
@@ -8,15 +8,26 @@ of a request comes in: a client that sends a byte now and then would hold its co
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ctxdocs.integrations.server.errors import RequestError
 
-class TimelyConnection(H11Protocol):
-    """A connection that is closed when a request's head does not arrive within ``head_seconds``."""
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from ctxdocs.integrations.server.settings import Settings
+
+
+class BoundedConnection(H11Protocol):
+    """A connection that is closed when a request's head does not arrive within ``head_seconds``.
+
+    One that is opened beside ``most`` others is told to come again, and closed.
+    """
 
     head_seconds = 15.0
+    most = 1024
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -25,6 +36,8 @@ class TimelyConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.app = _crowded
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -55,11 +68,19 @@ class TimelyConnection(H11Protocol):
             self.transport.close()
 
 
-def timely(head_seconds: float) -> type[TimelyConnection]:
-    """Return the kind of connection that waits so long for a head."""
+async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Retry-After": "1", "Connection": "close"}
+    error = RequestError(
+        503, "too many connections are open; try again in 1 s", "too_many_connections", headers=headers
+    )
+    await error.response()(scope, receive, send)
 
-    class Timely(TimelyConnection):
-        pass
 
-    Timely.head_seconds = head_seconds
-    return Timely
+def bounded(settings: Settings) -> type[BoundedConnection]:
+    """Return the kind of connection that keeps to a server's limits."""
+
+    class Bounded(BoundedConnection):
+        head_seconds = settings.head_seconds
+        most = settings.connections
+
+    return Bounded

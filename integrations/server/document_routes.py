@@ -54,6 +54,9 @@ def documents(
 async def upload(request: Request, file: UploadFile) -> Response:
     """Take a document and compress it in the background; ask for its status by the id that comes back."""
     state: State = request.app.state.ctxdocs
+    files = len((await request.form()).getlist("file"))
+    if files > 1:
+        raise RequestError(400, f"{files} documents in one request; send each in its own", "invalid_value", "file")
     _check_writable(state)
     if state.engine.is_closing:
         raise closing()

@@ -15,7 +15,7 @@ import uvicorn
 
 from ctxdocs.errors import CtxdocsError, InputError
 from ctxdocs.integrations.server.app import create_app
-from ctxdocs.integrations.server.connections import timely
+from ctxdocs.integrations.server.connections import bounded
 from ctxdocs.integrations.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def make_server(library: Library, settings: Settings) -> Server:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        http=timely(settings.head_seconds),
-        limit_concurrency=settings.connections,
+        http=bounded(settings),
         timeout_keep_alive=15,
         timeout_graceful_shutdown=_END_SECONDS,
     )
