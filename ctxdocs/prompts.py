@@ -33,7 +33,8 @@ class PromptFormat:
     Parameters
     ----------
     template : str
-        The whole prompt, holding ``{sources}`` and ``{question}`` once each, in this order.
+        The whole prompt, holding ``{sources}`` and behind it ``{question}`` once. Whatever stands in front of the last
+        ``{sources}`` is text, as it is.
     text, memory : str
         One source that is read as raw text, and one that is read as a memory, each holding ``{source}`` once. By
         default texts stand apart and memories side by side, as the published models saw them.
@@ -57,9 +58,9 @@ class PromptFormat:
     answer_end: str = "\n\n"
 
     def __post_init__(self) -> None:
-        before, found, after = self.template.partition(_SOURCES)
+        _, found, after = self.template.rpartition(_SOURCES)
         frames = self.text.count(_SOURCE) == self.memory.count(_SOURCE) == 1
-        if not found or after.count(_QUESTION) != 1 or _QUESTION in before or not frames:
+        if not found or after.count(_QUESTION) != 1 or not frames:
             raise InputError(
                 "a prompt format needs {sources} and then {question} in its template, "
                 "and {source} in its text and in its memory"
@@ -98,7 +99,7 @@ class PromptFormat:
 
     def pieces(self, question: str, sources: Sequence[Memory | str] = ()) -> list[Memory | Piece]:
         """Return the pieces of a prompt from its sources on."""
-        before_question, _, tail = self.template.partition(_SOURCES)[2].partition(_QUESTION)
+        before_question, _, tail = self.template.rpartition(_SOURCES)[2].partition(_QUESTION)
         pieces: list[Memory | Piece] = []
         for source in sources:
             is_memory = isinstance(source, Memory)
@@ -136,7 +137,7 @@ class PromptFormat:
     @property
     def head(self) -> str:
         """The template's text in front of the sources."""
-        return self.template.partition(_SOURCES)[0]
+        return self.template.rpartition(_SOURCES)[0]
 
     def begun(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prefix_ids: Tensor | None) -> Prompt:
         """Put in front of a prompt that begins with the head what has to stand there, unless the head brings it."""

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from ctxdocs import InputError
+from ctxdocs import InputError, generation
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.conversation import Conversation
 from ctxdocs.prompts import encode_text
@@ -64,6 +64,22 @@ def test_a_plain_model_is_asked_turn_after_turn(compressor, monkeypatch):
     assert conversation.memory().source_tokens == conversation.session.tokens_seen == len(fed)
     conversation.reset()
     assert (conversation.turns, conversation.memory()) == ([], None)
+
+
+def test_a_system_text_is_read_as_it_stands(make_library, corpus, monkeypatch):
+    library = make_library()
+    library.add(corpus)
+    system = "Say {question} and {sources}."
+    read = []
+    stream = generation.stream
+    monkeypatch.setattr(
+        generation, "stream", lambda reader, prompt, *rest: read.append(prompt) or stream(reader, prompt, *rest)
+    )
+    whole(Conversation(library.compressor, library, k=1, system=system, max_new_tokens=1).ask("Who built it?"))
+    ((first, *_, last),) = read
+    decode = library.compressor.tokenizer.decode
+    assert system in decode(first)
+    assert decode(last).endswith("Question: Who built it?\nAnswer:")
 
 
 def test_a_chat_template_is_followed_to_the_letter(chatty, monkeypatch):

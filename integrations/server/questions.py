@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # Stands for the system text where a chat format is taken apart: the text itself comes from outside.
 _SYSTEM = "ctxdocs-system"
-# What a prompt format's template would take for places of its own.
-_FIELDS = ("{sources}", "{question}")
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,7 @@ def _chat_prompt(
     tokenizer: Any = compressor.tokenizer
     opening = _opening(chat, question.system)
     text = "".join(piece.text for piece in opening)
-    looks_plain = not any(field in question.system for field in _FIELDS)
-    is_plain = looks_plain and encode_pieces(tokenizer, opening).equal(encode_pieces(tokenizer, [Piece(text)]))
+    is_plain = encode_pieces(tokenizer, opening).equal(encode_pieces(tokenizer, [Piece(text)]))
     # Memories that were read behind the chat's header are read behind what this conversation begins with.
     prefix = compressor.opened(text if is_plain else opening[0].text).prefix_ids
     if is_plain and not question.turns:
