@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ctxdocs.training.bundled import sources
 from ctxdocs.training.bundled.__main__ import main
 from ctxdocs.training.bundled.batches import PADDING_ID, Batches, question_document
 from ctxdocs.training.bundled.checkpoint import LOG, Progress
+from ctxdocs.training.bundled.cloze import CONTEXT_CHARACTERS, cloze_questions
 from ctxdocs.training.bundled.data import load_split, prepare, split_of
 from ctxdocs.training.bundled.evaluate import bootstrap, word_f1
 from ctxdocs.training.bundled.losses import losses, total, weighted_cross_entropy
@@ -23,7 +25,7 @@ from ctxdocs.training.bundled.memories import memories_of
 from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
 from ctxdocs.training.bundled.recipe import PRESETS
 from ctxdocs.training.bundled.table import initial_table
-from ctxdocs.training.bundled.train import build_compressor, train
+from ctxdocs.training.bundled.train import build_compressor, compile_by_token, train
 
 RECIPE = PRESETS["tiny"]
 WORDS = [
@@ -42,6 +44,13 @@ WORDS = [
 ]
 
 
+def sentence(rng):
+    """Words, one of them a name and one a number."""
+    words = ["The", *rng.choices(WORDS, k=10)]
+    words[4], words[8] = rng.choice(WORDS).title(), str(rng.randrange(2000, 9999))
+    return " ".join(words) + "."
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -51,7 +60,7 @@ def data(tmp_path_factory):
     for source in sources.TEXTS:
         with (folder / f"{source.file}.jsonl").open("w") as lines:
             for index in range(120):
-                text = " ".join(rng.choices(WORDS, k=400))
+                text = " ".join(sentence(rng) for _ in range(30))
                 record = {"source": (source.keep or ("any",))[0], "title": f"{source.name} {index}", "text": text}
                 lines.write(json.dumps(record) + "\n")
             lines.write(json.dumps({"source": "any/reference", "title": "left out", "text": "zzz " * 50}) + "\n")
@@ -152,6 +161,37 @@ def test_questions_are_about_contexts_that_stand_whole_in_the_document(cache):
     assert asked
 
 
+def test_questions_made_of_text_are_answered_once_in_it_and_do_not_say_the_answer():
+    rng = random.Random(1)
+    text = "\n\n".join([" ".join(sentence(rng) for _ in range(4)) for _ in range(6)] + ["# A Heading Of 1234 Words"])
+    made = list(cloze_questions(text, np.random.default_rng(0)))
+    assert made == list(cloze_questions(text, np.random.default_rng(0)))
+    assert len({context for context, _, _ in made}) > 1
+    assert any(question.startswith("Wh") for _, question, _ in made)
+    for context, question, answer in made:
+        assert len(context) <= CONTEXT_CHARACTERS
+        assert context.count(answer) == 1
+        assert answer not in question
+        assert question.endswith("?")
+        assert "Heading" not in context
+        words = question.lower().rstrip("?").split()[3:]
+        assert words
+        assert set(words) <= set(context.lower().replace(".", "").split())
+
+
+def test_some_documents_are_asked_about_with_questions_made_of_text(cache):
+    split = load_split(cache, "train")
+    rows = {}
+    for share in (0.0, 0.5, 1.0):
+        batches = Batches(
+            split, dataclasses.replace(RECIPE, cloze=share, document_tokens=(64,), read_tokens=64, text_tokens=(160,))
+        )
+        reads = [row.tolist() for step in range(20) for row in batches.batch(step).reads.ids]
+        asked = {str(split.questions.questions[i].tolist())[1:-1] for i in range(len(split.questions.questions))}
+        rows[share] = sum(any(question in str(row) for question in asked) for row in reads)
+    assert rows[0.0] > rows[0.5] > rows[1.0] == 0
+
+
 def test_some_questions_are_left_open_and_answered_so(cache):
     split = load_split(cache, "train")
     batches = Batches(split, dataclasses.replace(RECIPE, document_tokens=(64,), read_tokens=64, text_tokens=(160,)))
@@ -244,6 +284,20 @@ def test_the_rate_rises_holds_and_falls(compressor):
         rates.append(optimisers[0].param_groups[0]["lr"])
     assert rates[0] < rates[1] == RECIPE.matrix_rate
     assert rates[1] > rates[2] > rates[3] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling takes a C++ compiler")
+def test_a_compiled_model_learns_from_the_same_memories(cache):
+    batches = Batches(load_split(cache, "train"), RECIPE)
+    plain, compiled = (build_compressor(RECIPE, cache / "tokenizer.json").train() for _ in range(2))
+    compile_by_token(compiled.model)
+    frequencies = batches.token_frequencies()
+    for step in range(3):
+        expected, found = (losses(each, batches.batch(step), frequencies) for each in (plain, compiled))
+        for name, loss in expected.items():
+            torch.testing.assert_close(found[name], loss, rtol=1e-4, atol=1e-5)
+        total(found).backward()
 
 
 def test_a_stopped_run_goes_on_and_another_preset_is_refused(cache, tmp_path):

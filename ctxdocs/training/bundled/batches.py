@@ -23,7 +23,7 @@ DOCUMENT_ID, QUESTION_ID, ANSWER_ID, END_ID, PADDING_ID = (
 #: A question's own tokens teach what a document is about; its answer is what counts.
 QUESTION_WEIGHT = 0.3
 #: How often a row begins with a question that its document leaves open.
-NOT_FOUND_RATE = 0.15
+NOT_FOUND_RATE = 0.05
 #: How often a context that fits is looked for.
 _DRAWS = 50
 
@@ -94,7 +94,7 @@ class Batches:
     def __init__(self, split: Split, recipe: Recipe, seed: int = 0) -> None:
         self.recipe, self.seed = recipe, seed
         self._texts = [split.texts[source.name] for source in sources.TEXTS]
-        self._questions, self._not_found = split.questions, split.not_found
+        self._questions, self._cloze, self._not_found = split.questions, split.cloze, split.not_found
         self._starts: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def batch(self, step: int) -> Batch:
@@ -105,7 +105,7 @@ class Batches:
         half = max(1, recipe.rows // 2)
         windows = np.stack([self._window(rng, length + room) for _ in range(recipe.rows)])
         rebuilt = rng.permutation(recipe.rows)[:half]
-        asked = [question_document(rng, self._questions, length, room, self._not_found) for _ in range(recipe.asked)]
+        asked = [self._asked(rng, length) for _ in range(recipe.asked)]
         documents = np.concatenate([windows[:, :length], [ids for ids, _, _ in asked]])
         again = windows[rebuilt, : min(room - 1, length)]
         again = np.pad(again, ((0, 0), (1, room - 1 - again.shape[1])), constant_values=PADDING_ID)
@@ -140,9 +140,7 @@ class Batches:
         tokens, room = int(rng.choice(recipe.text_tokens)), recipe.read_tokens
         rows = max(2, recipe.plain_tokens // tokens)
         texts = [self._window(rng, tokens) for _ in range(rows - rows // 2)]
-        asked = [
-            question_document(rng, self._questions, tokens - room - 1, room, self._not_found) for _ in range(rows // 2)
-        ]
+        asked = [self._asked(rng, tokens - room - 1) for _ in range(rows // 2)]
         behind = [np.concatenate([document, [END_ID], ids]) for document, ids, _ in asked]
         is_text, answers = np.ones((rows, tokens)), np.zeros((rows, tokens))
         is_text[len(texts) :, tokens - room :] = 0
@@ -151,6 +149,11 @@ class Batches:
             "plain": Rows(torch.from_numpy(np.stack(texts + behind)), torch.from_numpy(is_text).float()),
             "plain_answers": torch.from_numpy(answers).float(),
         }
+
+    def _asked(self, rng: np.random.Generator, tokens: int) -> tuple[Ids, Ids, NDArray[np.float64]]:
+        """Draw a document and questions about it, of people or made of the text."""
+        questions = self._cloze if rng.random() < self.recipe.cloze else self._questions
+        return question_document(rng, questions, tokens, self.recipe.read_tokens, self._not_found)
 
     def _window(self, rng: np.random.Generator, tokens: int) -> Ids:
         """Draw a stretch of one document: a source by its weight, then every possible stretch alike."""

@@ -76,7 +76,9 @@ words of the greedy answer.
 ## Training
 
 Every step mixes plain text, continuations behind 1 to {most} memories (one of them the right one), documents rebuilt
-from their memory, and questions behind memories and behind text. Gradients flow through the memories{behind}.
+from their memory, and questions behind memories and behind text; {cloze} of the documents that are asked about come
+with questions made of running text, a sentence without one of its names or numbers. Gradients flow through the
+memories{behind}.
 
 {curve}
 
@@ -122,6 +124,7 @@ def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any],
         vocabulary=config.vocab_size,
         name=_NAMES[compressor.method],
         memory=_memory(compressor),
+        cloze=f"{recipe.cloze:.0%}",
         behind=_BEHIND[compressor.method],
         lengths=_listed(recipe.document_tokens),
         most=recipe.most_memories,
@@ -199,6 +202,7 @@ def _data(tokens: Mapping[str, int]) -> str:
         + "; ".join(f"{s.name}: {s.licence}" for s in sources.QUESTIONS)
         + " |"
     )
+    rows.append(f"| questions made of running text | {tokens['train.cloze']:,} | that of the text |")
     return "\n".join(rows)
 
 

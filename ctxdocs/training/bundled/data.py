@@ -17,12 +17,11 @@ from ctxdocs.datasets.splits import SPLITS
 from ctxdocs.datasets.tokenising import BatchEncoder
 from ctxdocs.datasets.tokens import TokenSequences
 from ctxdocs.training.bundled import sources
+from ctxdocs.training.bundled.cloze import CONTEXT_CHARACTERS, cloze_questions
 from ctxdocs.training.bundled.tokenizer import train_tokenizer
 
 #: Share that goes to validation, and share that goes to test.
 HELD_OUT = 0.02
-#: Contexts are cut to this many characters around the answer: what one memory is trained to hold.
-CONTEXT_CHARACTERS = 800
 ANSWER_CHARACTERS = 200
 #: Answers a question about something that is not in the documents.
 NOT_FOUND = "not in the documents"
@@ -68,14 +67,15 @@ class Split:
     ----------
     texts : dict of str to TokenSequences
         By source.
-    questions : Questions
-        With their contexts.
+    questions, cloze : Questions
+        With their contexts: those that people asked, and those that were made of running text.
     not_found : numpy.ndarray
         int64, token ids of :data:`NOT_FOUND`.
     """
 
     texts: dict[str, TokenSequences]
     questions: Questions
+    cloze: Questions
     not_found: NDArray[np.int64]
 
 
@@ -90,7 +90,8 @@ def load_split(cache: Path, split: str) -> Split:
 
     texts = {source.name: TokenSequences.load(cache / f"{split}.{source.name}") for source in sources.TEXTS}
     not_found = Tokenizer.from_file(str(cache / "tokenizer.json")).encode(f" {NOT_FOUND}").ids
-    return Split(texts, Questions.load(cache / f"{split}.questions"), np.array(not_found, dtype=np.int64))
+    questions, cloze = (Questions.load(cache / f"{split}.{kind}") for kind in ("questions", "cloze"))
+    return Split(texts, questions, cloze, np.array(not_found, dtype=np.int64))
 
 
 def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | None = None) -> None:
@@ -119,23 +120,28 @@ def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | Non
     tokenizer.save(str(cache / "tokenizer.json"))
     encoder = BatchEncoder(tokenizer)
     summary: dict[str, Any] = {"vocabulary": tokenizer.get_vocab_size(), "tokens": {}, "held_out_titles": {}}
+    cloze: dict[datasets.Split, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
+    rng = np.random.default_rng(0)
     for source in sources.TEXTS:
         documents = defaultdict(list)
         titles = defaultdict(set)
         for title, text in sources.read_texts(data, source):
             documents[split_of(title)].append(text)
             titles[split_of(title)].add(title)
+            if source.cloze == "made":
+                cloze[split_of(title)] += cloze_questions(text, rng)
         for split in SPLITS:
             packed = TokenSequences.pack(encoder.encode(documents[split]))
             packed.save(cache / f"{split}.{source.name}")
             summary["tokens"][f"{split}.{source.name}"] = len(packed.tokens)
         summary["held_out_titles"][source.name] = {split: sorted(titles[split]) for split in SPLITS[1:]}
-    for split, records in _split_questions(data).items():
-        questions = _encode_questions(encoder, records)
-        questions.save(cache / f"{split}.questions")
-        summary["tokens"][f"{split}.questions"] = sum(
-            len(packed.tokens) for packed in (questions.contexts, questions.questions, questions.answers)
-        )
+    for kind, splits in (("questions", _split_questions(data)), ("cloze", cloze)):
+        for split, records in splits.items():
+            questions = _encode_questions(encoder, records)
+            questions.save(cache / f"{split}.{kind}")
+            summary["tokens"][f"{split}.{kind}"] = sum(
+                len(packed.tokens) for packed in (questions.contexts, questions.questions, questions.answers)
+            )
     partial = cache / "prepared.json.part"
     partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(cache / "prepared.json")

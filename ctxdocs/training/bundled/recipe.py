@@ -32,6 +32,8 @@ class Recipe:
         Documents of running text per step; half as many are rebuilt.
     asked : int
         Documents per step that are asked about.
+    cloze : float
+        Share of the documents that are asked about with questions made of running text.
     plain_tokens : int
         Tokens of plain rows per step: text as it stands, and questions behind their document's text.
     matrix_rate, table_rate : float
@@ -61,6 +63,7 @@ class Recipe:
     method: Literal["kvzip", "beacon", "autocompressor"] = "kvzip"
     ratios: tuple[int, ...] = (4, 8)
     summary_length: int = 16
+    cloze: float = 0.5
     warmup: float = 0.02
     cooldown: float = 0.4
     table: Literal["random", "minilm"] = "minilm"
@@ -78,9 +81,9 @@ PRESETS = {
         document_tokens=(128, 256),
         read_tokens=96,
         text_tokens=(256, 512, 1024),
-        most_memories=3,
-        rows=4,
-        asked=10,
+        most_memories=4,
+        rows=2,
+        asked=16,
         plain_tokens=1024,
         matrix_rate=4e-3,
         table_rate=4e-3,

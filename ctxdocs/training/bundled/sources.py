@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ctxdocs.datasets.files import parse_line, read_lines
 from ctxdocs.errors import InputError
@@ -26,12 +26,16 @@ class TextSource:
     keep : tuple of str
         Origins (field ``source``) that are kept; empty keeps all. API references are left out: a model this small
         gains more from prose.
+    cloze : {"made", "none"}
+        Whether questions are made of it (:mod:`ctxdocs.training.bundled.cloze`); novels name the same few people in
+        every paragraph.
     """
 
     file: str
     weight: float
     licence: str
     keep: tuple[str, ...] = ()
+    cloze: Literal["made", "none"] = "made"
 
     @property
     def name(self) -> str:
@@ -55,7 +59,7 @@ class QuestionSource:
 TEXTS = (
     TextSource("lm/openstax", 0.45, "CC-BY-4.0 (OpenStax textbooks)"),
     TextSource("lm/gov", 0.15, "US public domain, CC0 (digital.gov, 18F, World Factbook, speeches)"),
-    TextSource("lm/books", 0.15, "public domain in the US (classics)"),
+    TextSource("lm/books", 0.15, "public domain in the US (classics)", cloze="none"),
     TextSource(
         "lm/docs",
         0.25,

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ from ctxdocs.training.bundled.tokenizer import (
     VECTORS_PROMPT_FORMAT,
     load_tokenizer,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +147,7 @@ def train(
     device : str
         Torch device.
     compile_layers : bool
-        Compile the layers (needs a C++ compiler on a CPU); pays for itself after some minutes.
+        Compile norms and feed-forward parts (needs a C++ compiler on a CPU); pays for itself after some minutes.
     seed : int
         For weights and batches.
     init : Path, optional
@@ -159,7 +163,7 @@ def train(
     frequencies = batches.token_frequencies().to(device)
     in_bfloat16 = torch.device(device).type != "cpu" or multiplies_bfloat16()
     if compile_layers:
-        compressor.model.base_model.compile(dynamic=True)
+        compile_by_token(compressor.model)
     logger.info("%s parameters, from step %d", f"{count_parameters(compressor):,}", progress.step)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
     last = logged = saved = time.monotonic()
@@ -220,6 +224,13 @@ def slots_of(batch: Batch, compressor: Compressor) -> int:
     count, tokens = batch.documents.shape
     slots = memories_of(compressor).slots(tokens, batch.ratio)
     return count * (tokens + slots) + batch.reads.ids.numel() + batch.plain.ids.numel()
+
+
+def compile_by_token(model: PreTrainedModel) -> None:
+    """Compile what is computed token by token. Attention is watched by hooks, which a compiled module passes over."""
+    for name, module in model.named_modules():
+        if name.endswith((".mlp", "norm")):
+            module.compile(dynamic=True)
 
 
 def _log(progress: Progress, sums: dict[str, Tensor], seconds: float) -> None:
