@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,6 +117,7 @@ def _models(state: State) -> list[dict[str, Any]]:
     settings = state.settings
     about = {
         "kind": "answers",
+        "checkpoint": PurePath(compressor["name_or_path"] or "").name,
         "method": compressor["method"],
         "fingerprint": compressor["fingerprint"],
         "access": settings.access,

@@ -300,6 +300,7 @@ async function begin() {
     const [answers] = (await (await call("/v1/models")).json()).data;
     model = answers.id;
     at("#about").textContent = `${model} (${answers.ctxdocs.method})`;
+    at("#modest").hidden = answers.ctxdocs.checkpoint !== "bundled";
     at("#key-form").hidden = true;
     document.body.classList.remove("locked");
     const { access, max_new_tokens: tokens, max_sources: k } = answers.ctxdocs;
