@@ -61,6 +61,7 @@ gpu:
 bench: $(READY)
 	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/ask.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/methods.py --plot build/methods.svg
 	$(BIN)/python benchmarks/kv.py --plot build/kv.svg
 
