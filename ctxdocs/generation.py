@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,7 @@ from ctxdocs.checks import number, whole_number, whole_numbers, words
 from ctxdocs.errors import InputError
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Prompt
+from ctxdocs.structure import StructuredText, checked_schema, masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +58,11 @@ class GenerationOptions:
         Generation ends in front of the first of these strings.
     eos_token_ids : tuple of int, optional
         Tokens that end generation; None takes those of the model's generation config, and ``()`` none.
+    schema : mapping, optional
+        A JSON schema. What is written is a JSON value that keeps to it and ends with it: ``stop`` and
+        ``eos_token_ids`` are not looked for, and the finish reason "stop" says that the value is whole. With "length"
+        it is cut off. ``{"type": "object"}`` is any JSON object. Needs ``ctxdocs[structured]``; see
+        :mod:`ctxdocs.structure`.
     """
 
     max_new_tokens: int = 64
@@ -67,6 +73,7 @@ class GenerationOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     eos_token_ids: tuple[int, ...] | None = None
+    schema: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -89,10 +96,15 @@ class GenerationOptions:
         for message, holds in checks.items():
             if not holds:
                 raise InputError(message)
+        if self.schema is not None:
+            checked_schema(self.schema)
 
     @property
     def choice(self) -> tuple[object, ...]:
-        """What decides which token follows: prompts can be continued side by side if it is the same for all."""
+        """What decides which token follows: prompts can be continued side by side if it is the same for all.
+
+        Schemas may differ: each row has its own.
+        """
         if not self.temperature:
             return (0.0, self.repetition_penalty)
         return (self.temperature, self.repetition_penalty, self.top_k, self.top_p, self.seed)
@@ -109,7 +121,8 @@ class Generation:
     text : str
         The new text, cut in front of a stop string; empty without a tokenizer.
     finish_reason : {"stop", "length"}
-        An end-of-sequence token or stop string, or the bound on new tokens (or on the model's positions).
+        An end-of-sequence token or stop string or, with a schema, the end of the value; or the bound on new tokens (or
+        on the model's positions).
     prompt_tokens, memory_slots : int
         Text tokens and memory slots that were read.
     time_to_first_token, seconds : float
@@ -212,7 +225,8 @@ class Decoding:
                 self._choose = _Chooser(self._options[0], len(self._live), logits.device)
             else:
                 logits = self._reader.step(self._chosen, self._state)
-        self._chosen = self._choose(logits)
+        texts = [row.structured for row in self._live]
+        self._chosen = self._choose(masked(logits, texts) if any(texts) else logits)
         now = time.perf_counter() - self._start
         for row, token in zip(self._live, self._chosen.tolist(), strict=True):
             row.add(token, now)
@@ -269,6 +283,12 @@ class Row:
         self.tokenizer = reader.tokenizer
         self.stop = options.stop
         self.eos = _eos_token_ids(reader) if options.eos_token_ids is None else set(options.eos_token_ids)
+        self.structured: StructuredText | None = None
+        if options.schema is not None:
+            if self.tokenizer is None:
+                raise InputError("structured answers need a tokenizer, and this compressor has none")
+            self.structured = StructuredText(options.schema, self.tokenizer, _eos_token_ids(reader))
+            self.stop, self.eos = (), self.structured.eos_token_ids
         if self.stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this compressor has none")
         memories = [part for part in prompt if isinstance(part, Memory)]
@@ -290,11 +310,19 @@ class Row:
         if not result.time_to_first_token:
             result.time_to_first_token = now
         result.seconds = now
+        if self.structured is not None and self.structured.is_stuck:
+            self._finish("length")
+            return
         if token in self.eos:
             self._finish("stop")
             return
         result.ids.append(token)
-        if self.tokenizer is not None:
+        if self.structured is not None:
+            self.structured.add(token)
+            result.text = self.structured.text
+            if self.structured.is_complete:
+                self._finish("stop")
+        elif self.tokenizer is not None:
             self._decode()
             cuts = [cut for text in self.stop if (cut := result.text.find(text)) >= 0]
             if cuts:
@@ -318,6 +346,7 @@ class Row:
     def end(self) -> None:
         """Have nothing more written: nobody waits for it."""
         self.finished = True
+        self.structured = None
 
     def _decode(self) -> None:
         # Tokens before the last line break or space no longer change how later ones decode: only the tail is
@@ -330,6 +359,7 @@ class Row:
 
     def _finish(self, reason: str) -> None:
         self.finished = True
+        self.structured = None
         self.result.finish_reason = reason
 
 

@@ -152,7 +152,9 @@ class Session(abc.ABC):
         reader = _Continuation(self, self._last_logits, max_new_tokens)
         try:
             result = yield from generation.stream(reader, [], chosen)
-            if result.finish_reason == "length" and (unread := result.ids[reader.tokens_read :]):
+            # What completes a stop string is not read; what completes a schema's value is.
+            is_read = result.finish_reason == "length" or chosen.schema is not None
+            if is_read and (unread := result.ids[reader.tokens_read :]):
                 with torch.no_grad():
                     self._read(torch.tensor(unread))
         finally:

@@ -1,0 +1,241 @@
+"""Answers that keep to a JSON schema: always, beside others, and without a trace in those."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jsonschema
+import pytest
+import torch
+
+pytest.importorskip("llguidance")
+
+from ctxdocs import InputError
+from ctxdocs.errors import MissingDependency
+from ctxdocs.generation import Decoding, GenerationOptions, generate, stream
+from ctxdocs.prompts import encode_text
+from ctxdocs.structure import MOST_SCHEMA_BYTES, StructuredText, checked_schema, masked
+
+from .conftest import tiny_autocompressor
+
+
+def fields(**properties):
+    """Of an object with these properties and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+SHORT = {"type": "string", "maxLength": 6}
+WHOLE = {"type": "integer", "minimum": -50, "maximum": 1000}
+# Of all these, values have bounded lengths, so that even a model of random weights comes to an end.
+SCHEMAS = {
+    "string": SHORT,
+    "enum": {"enum": ["north pier", "Café", 1874, None, True]},
+    "integer": WHOLE,
+    "object": fields(date=SHORT, gulls=WHOLE),
+    "nested": fields(gauge=fields(place={"enum": ["pier", "rock"]}, read=fields(every={"const": 6})), is_old=WHOLE),
+    "array": {"type": "array", "items": SHORT, "minItems": 1, "maxItems": 3},
+    "choice": {"anyOf": [fields(ferry=SHORT), {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}]},
+    "optional": {**fields(a=SHORT, b=WHOLE, c={"type": "null"}), "required": ["b"]},
+    "pattern": {"type": "string", "pattern": "^[0-9]{1,2} (March|May)$"},
+    "format": fields(day={"type": "string", "format": "date"}),
+    "reference": {"$defs": {"year": {"type": "integer", "minimum": 1, "maximum": 99}}, "$ref": "#/$defs/year"},
+    "order": fields(z=WHOLE, a=WHOLE),
+}
+HOW = {"greedy": {}, "drawn": {"temperature": 2.0, "seed": 3}, "few": {"temperature": 5.0, "seed": 1, "top_k": 4}}
+
+
+def prompt_of(compressor, text="The ferry sails"):
+    return [*compressor.compress_ids([[5, 6, 7]]), encode_text(compressor.tokenizer, text)]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_what_is_written_keeps_to_the_schema(compressor, name, how):
+    options = GenerationOptions(max_new_tokens=200, schema=SCHEMAS[name], **HOW[how])
+    (result,) = generate(compressor, [prompt_of(compressor)], options)
+    value = json.loads(result.text)
+    jsonschema.validate(value, SCHEMAS[name], format_checker=jsonschema.FormatChecker())
+    assert result.finish_reason == "stop"
+    assert result.text == json.dumps(value, ensure_ascii=False)  # white space as there, and keys in order
+    assert compressor.tokenizer.decode(result.ids) == result.text
+    assert name != "order" or list(value) == ["z", "a"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_object_is_an_object_or_cut_off(compressor, seed):
+    options = GenerationOptions(max_new_tokens=60, schema={"type": "object"}, temperature=3.0, seed=seed)
+    (result,) = generate(compressor, [prompt_of(compressor)], options)
+    if result.finish_reason == "stop":
+        assert isinstance(json.loads(result.text), dict)
+    else:
+        assert (len(result.ids), result.text[0]) == (60, "{")
+
+
+def test_a_value_that_is_cut_off_says_so_and_is_the_beginning_of_the_whole(compressor):
+    whole, cut = (
+        generate(compressor, [prompt_of(compressor)], GenerationOptions(max_new_tokens=most, schema=SCHEMAS["object"]))[
+            0
+        ]
+        for most in (200, 5)
+    )
+    assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
+    assert len(cut.ids) == 5
+    assert whole.text.startswith(cut.text)
+
+
+def test_rows_with_schemas_and_without_are_written_side_by_side(any_compressor):
+    texts = ["The ferry", "In winter", "Café", "42"]
+    schemas = [None, SCHEMAS["object"], None, SCHEMAS["array"]]
+    batch = [prompt_of(any_compressor, text) for text in texts]
+    options = [GenerationOptions(max_new_tokens=24, schema=schema, eos_token_ids=()) for schema in schemas]
+    decoding = Decoding(any_compressor, batch, options)
+    while not decoding.is_over:
+        decoding.advance()
+        decoding.drop_ended()
+    alone = [generate(any_compressor, [prompt], each)[0] for prompt, each in zip(batch, options, strict=True)]
+    assert [row.result.ids for row in decoding.rows] == [each.ids for each in alone]
+    assert [row.result.text for row in decoding.rows] == [each.text for each in alone]
+    assert [row.result.finish_reason for row in decoding.rows] == [each.finish_reason for each in alone]
+
+
+def test_logits_of_free_rows_are_left_to_the_bit_and_the_others_but_masked(tokenizer):
+    logits = torch.randn(3, 431)  # more rows of the embedding than tokens, as padded models have
+    logits[0, 7], logits[1, 9] = -0.0, 1e-42
+    text = StructuredText({"enum": ["a", "b"]}, tokenizer, {0})
+    found = masked(logits, [None, text, None])
+    assert torch.equal(found[[0, 2]].view(torch.int32), logits[[0, 2]].view(torch.int32))
+    kept = found[1] != float("-inf")
+    assert torch.equal(found[1][kept], logits[1][kept])
+    assert {tokenizer.decode([token]) for token in kept.nonzero()[:, 0].tolist()} <= {'"', '"a', '"b', '"a"', '"b"'}
+    narrow = masked(logits[:, :50], [None, text, None])
+    assert torch.equal(narrow, found[:, :50])
+
+
+def test_a_model_with_more_embeddings_than_tokens(tokenizer):
+    padded = tiny_autocompressor(tokenizer=tokenizer, vocab_size=417)
+    options = GenerationOptions(max_new_tokens=200, schema=SCHEMAS["nested"], temperature=9.0, seed=0)
+    assert json.loads(generate(padded, [prompt_of(padded)], options)[0].text)
+
+
+@pytest.mark.parametrize("name", ["object", "choice", "integer"])
+def test_streamed_pieces_join_to_the_text(compressor, name):
+    options = GenerationOptions(max_new_tokens=200, schema=SCHEMAS[name], temperature=3.0, seed=5)
+    prompt = prompt_of(compressor)
+    assert "".join(stream(compressor, prompt, options)) == generate(compressor, [prompt], options)[0].text
+
+
+def test_a_character_of_several_tokens_is_streamed_when_it_is_whole(tokenizer):
+    text = StructuredText({"enum": ["日本"]}, tokenizer, {0})
+    tokens = tokenizer.encode('"日本"', add_special_tokens=False)
+    assert len(tokens) == 8
+    for token in tokens:
+        assert not text.is_complete
+        text.add(token)
+    assert text.is_complete
+    assert text.text == '"日本"'
+
+
+def test_special_tokens_are_no_part_of_a_string(tokenizer):
+    text = StructuredText({"type": "string"}, tokenizer, {0})
+    text.add(tokenizer.convert_tokens_to_ids('"'))
+    logits = masked(torch.zeros(1, 400), [text])
+    assert logits[0, 0] == logits[0, 1] == float("-inf")
+    assert (logits[0] == 0).sum() > 200
+    number = StructuredText({"type": "integer"}, tokenizer, {0})
+    number.add(tokenizer.convert_tokens_to_ids("4"))
+    assert masked(torch.zeros(1, 400), [number])[0, 0] == 0  # a number may end, or go on
+
+
+def test_stop_strings_and_other_ends_do_not_cut_a_value(compressor):
+    prompt = prompt_of(compressor)
+    given = {"max_new_tokens": 200, "schema": SCHEMAS["object"]}
+    free = generate(compressor, [prompt], GenerationOptions(**given))[0]
+    ends = {"stop": ("gulls", '"'), "eos_token_ids": tuple(free.ids)}
+    assert generate(compressor, [prompt], GenerationOptions(**given, **ends))[0].text == free.text
+
+
+def test_a_session_has_read_the_whole_value(compressor):
+    schema = SCHEMAS["object"]
+    session, other = compressor.session(), compressor.session()
+    for each in (session, other):
+        each.feed([5, 6, 7])
+    result = session.generate(200, schema=schema)
+    assert json.loads(result.text)
+    other.feed(result.ids)
+    assert torch.allclose(session.feed([9]), other.feed([9]), atol=1e-5)
+
+
+def test_a_library_answers_to_a_schema(make_library, corpus):
+    library = make_library()
+    library.add(corpus)
+    schema = SCHEMAS["object"]
+    answer = library.ask("When?", k=2, max_new_tokens=200, schema=schema)
+    jsonschema.validate(json.loads(answer.text), schema)
+    assert library.ask_many(["When?", "Where?"], k=2, max_new_tokens=200, schema=schema)[0].text == answer.text
+    assert "".join(library.stream("When?", k=2, max_new_tokens=200, schema=schema)) == answer.text
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("object", "a mapping, got str"),
+        ({"type": "objct"}, "objct"),
+        ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"type": "string", "format": "colour"}, "colour"),
+        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "missing"),
+        ({"$ref": "https://example.org/schema"}, "example.org"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"oneOf": [{"type": "string"}, {"maxLength": 3}]}, "oneOf"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
+        ({"type": "string", "not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"enum": ["x" * MOST_SCHEMA_BYTES]}, "bytes"),
+        ({"properties": {f"p{number}": {} for number in range(2500)}}, "too big"),
+        ({"const": float("nan")}, "as JSON"),
+        ({"const": {1, 2}}, "as JSON"),
+        (json.loads('{"items":' * 150 + "{}" + "}" * 150), "recursion"),
+    ],
+)
+def test_unusable_schemas_are_refused_before_anything_is_read(schema, message):
+    with pytest.raises(InputError, match=message):
+        GenerationOptions(schema=schema)
+
+
+def test_tokenizers_that_cannot_be_used_are_refused():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[END]": 0, "[UNK]": 1, "ferry": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words_only = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[END]", unk_token="[UNK]")
+    for eos in ({0}, set()):
+        with pytest.raises(InputError, match="structured answers need"):
+            StructuredText({"type": "object"}, words_only, eos)
+
+
+def test_without_a_tokenizer_or_the_package_the_error_says_what_to_do(monkeypatch):
+    bare = tiny_autocompressor()
+    with pytest.raises(InputError, match="tokenizer"):
+        bare.generate_ids([5, 6], schema={"type": "object"})
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(MissingDependency, match=r"ctxdocs\[structured\]"):
+        GenerationOptions(schema={"type": "object", "title": "another"})
+
+
+def test_options_of_schemas_compare_and_hash():
+    one, other = GenerationOptions(schema={"type": "object"}), GenerationOptions(schema={"type": "array"})
+    assert one == GenerationOptions(schema={"type": "object"}) != other
+    assert one.choice == other.choice == GenerationOptions().choice
+    assert len({one, other}) == 2
+    assert list(json.loads(checked_schema(fields(b=SHORT, a=SHORT)))["properties"]) == ["b", "a"]
+
+
+def test_ready_grammars_are_kept(tokenizer, monkeypatch):
+    first = StructuredText(SCHEMAS["nested"], tokenizer, {0})
+    import llguidance
+
+    monkeypatch.setattr(llguidance, "LLMatcher", None)  # nothing is compiled again
+    second = StructuredText(dict(SCHEMAS["nested"]), tokenizer, {0})
+    first.add(tokenizer.convert_tokens_to_ids("{"))
+    assert (first.text, second.text) == ("{", "")
