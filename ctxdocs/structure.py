@@ -29,8 +29,8 @@ MOST_SCHEMA_BYTES = 65536
 _JSON = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 # By this key a schema could change them, and have llguidance pass over what no grammar can express.
 _OWN_OPTIONS = "x-guidance"
-# The time to get a grammar ready grows with the square of its symbols; these are an object of some 1,500 properties, and
-# a few tenths of a second. A state takes about 2 kB, for every value that is being written; few schemas need hundreds.
+# The time to get a grammar ready grows with the square of its symbols; so many are an object of some 1,500 properties,
+# and a few tenths of a second. A state takes about 2 kB, for every value that is written; few schemas need hundreds.
 _MOST_SYMBOLS = 10_000
 _MOST_LEXER_STATES = 50_000
 _CACHED_GRAMMARS = 64

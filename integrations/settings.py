@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from ctxdocs.errors import InputError
 from ctxdocs.generation import GenerationOptions
+from ctxdocs.integrations.formats import schema_of
 from ctxdocs.integrations.reading import LibraryReader, Search
 from ctxdocs.library import Library
 from ctxdocs.sharing import shared_library
@@ -82,12 +83,16 @@ class LibrarySettings(BaseModel):
     def _options(self, stop: list[str] | None, changes: dict[str, Any]) -> GenerationOptions:
         """Return the options of a call: the object's, with the changes made for this call alone.
 
-        Takes what it knows out of ``changes``.
+        Takes what it knows out of ``changes``; that is also ``schema``, a JSON schema, or ``response_format``.
         """
+        schema, asked = changes.pop("schema", None), schema_of(changes.pop("response_format", None))
+        if schema is not None and asked is not None:
+            raise InputError("schema and response_format both say what is answered with", "give one of them")
         new_tokens = changes.pop("max_tokens", self.max_new_tokens)
         return GenerationOptions(
             max_new_tokens=changes.pop("max_new_tokens", new_tokens),
             stop=tuple(self.stop or () if stop is None else stop),
+            schema=asked if schema is None else schema,
             **{name: changes.pop(name, getattr(self, name)) for name in _SAMPLING},
         )
 
@@ -103,5 +108,6 @@ def refuse(changes: dict[str, Any]) -> None:
     if changes:
         raise InputError(
             f"unknown option {sorted(changes)[0]!r}",
-            f"one of: k, retrieval, rerank, filter, max_new_tokens, {', '.join(_SAMPLING)}, stop",
+            f"one of: k, retrieval, rerank, filter, max_new_tokens, {', '.join(_SAMPLING)}, stop, schema, "
+            "response_format",
         )

@@ -338,8 +338,6 @@ def test_what_is_not_supported_says_so(chat):
         text: str
 
     with pytest.raises(NotImplementedError):
-        chat.with_structured_output(Joke)
-    with pytest.raises(NotImplementedError):
         chat.bind_tools([Joke])
     with pytest.raises(InputError, match="unknown option 'tools'"):
         chat.invoke("Hi", tools=[])

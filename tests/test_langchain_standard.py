@@ -16,14 +16,22 @@ from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 from ctxdocs.corpus import Document
 from ctxdocs.integrations.langchain import ChatCompressedMemory, CompressedMemoryRetriever, MemoryEmbeddings
 from ctxdocs.library import Library
-from tests.conftest import TEXT, FakeEmbedder
+from tests.conftest import TEXT, FakeEmbedder, tiny_autocompressor
+
+
+@pytest.fixture(scope="session")
+def fond_of_quotation_marks(tokenizer):
+    """A compressor of random weights but for one token, so that strings of no bounds come to an end."""
+    compressor = tiny_autocompressor(tokenizer=tokenizer)
+    compressor.model.lm_head.weight.data[tokenizer.convert_tokens_to_ids('"')] *= 8
+    return compressor
 
 
 @pytest.fixture(scope="class", autouse=True)
-def library(request, tmp_path_factory, compressor):
+def library(request, tmp_path_factory, fond_of_quotation_marks):
     """A library of a few sentences, as the attribute ``library`` of the test class."""
     folder = tmp_path_factory.mktemp("standard") / "library"
-    library = Library.create(folder, compressor, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
+    library = Library.create(folder, fond_of_quotation_marks, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
     library.add([Document.from_text(line, f"line/{number}") for number, line in enumerate(TEXT.splitlines())])
     request.cls.library = library
     return library
@@ -45,8 +53,12 @@ class OverALibrary:
         return False  # no local model is made to keep to a tool's schema
 
     @property
-    def has_structured_output(self) -> bool:
-        return False
+    def structured_output_kwargs(self):
+        return {"method": "json_schema"}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
 
     @property
     def supports_model_override(self) -> bool:

@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, model_validator
 
 from ctxdocs.checks import one_of
@@ -18,6 +20,7 @@ from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.integrations.history import CompressedHistory
 from ctxdocs.integrations.langchain.settings import LibrarySettings
+from ctxdocs.integrations.langchain.structured import structured
 from ctxdocs.integrations.reading import Request, source_of, stripped
 from ctxdocs.integrations.settings import refuse
 from ctxdocs.integrations.turns import turns_of
@@ -45,9 +48,8 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
 
     Notes
     -----
-    Messages of one role that follow one another are one turn. Tools and structured output are not supported: nothing
-    makes a local model of any kind keep to a schema. LangChain's output parsers, which ask for a format in the prompt,
-    work as far as the model does as it is asked.
+    Messages of one role that follow one another are one turn. Tools are not supported. A call may be given
+    ``response_format`` in OpenAI's shape, or a JSON schema as ``schema``; see also :meth:`with_structured_output`.
     """
 
     history: Literal["text", "memory"] = "text"
@@ -144,6 +146,50 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
             "finish_reason": result.finish_reason,
             "sources": [source_of(chunk) for chunk in request.sources],
         }
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: str = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Return a model that answers with objects of a schema.
+
+        While an answer is written, tokens that do not fit the schema are masked. So the answer always has the form,
+        unless it is cut off: give it enough ``max_tokens``. What the fields mean is not told: the prompt has to say it.
+        Objects have no properties but those the schema names, unless it has ``additionalProperties``.
+
+        Parameters
+        ----------
+        schema : dict or type, optional
+            A pydantic class, a ``TypedDict`` class, a JSON schema or a function in OpenAI's shape; for ``"json_mode"``
+            it may be left out.
+        method : {"json_schema", "json_mode", "function_calling"}
+            The answer is held to the schema in every case; without one it is any JSON object. The model calls no
+            functions: the last is taken for the first, with a warning.
+        include_raw : bool
+            Whether to return a dict of ``raw`` (the message), ``parsed`` and ``parsing_error``.
+        **kwargs
+            More options of the calls; ``strict`` is accepted and changes nothing.
+
+        Returns
+        -------
+        Runnable
+            Answers with objects of a pydantic class, else with dicts, which are not validated again.
+
+        Raises
+        ------
+        InputError
+            If the method is unknown, or there is no schema; and when called, if the schema cannot be used.
+        OutputParserException
+            When called, if the answer was cut off.
+        MissingDependency
+            When called, if llguidance is not installed.
+        """
+        kwargs.pop("strict", None)
+        return structured(self, schema, method, include_raw, kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the ids of a text's tokens, its references not resolved."""
