@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -50,6 +51,13 @@ _BATCH = 16
 @click.option("--top-k", type=int, help="Draw among this many likeliest tokens.")
 @click.option("--seed", type=int, help="Seed of the draws.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here, instead of where the model would.")
+@click.option(
+    "--schema",
+    "schema_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A file with a JSON schema: the answer is JSON that keeps to it. Give it enough --max-new-tokens.",
+)
 @retrieval_option
 @rerank_option
 @click.option(
@@ -68,6 +76,7 @@ def ask(
     model: str | None,
     device: str,
     as_json: bool,
+    schema_file: Path | None,
     **options: Any,
 ) -> None:
     """Answer a question from a library.
@@ -77,6 +86,8 @@ def ask(
     if (question is None) == (questions_file is None):
         raise click.UsageError("give a QUESTION or --questions FILE, and not both")
     questions = _questions(question, questions_file)
+    if schema_file is not None:
+        options["schema"] = _schema(schema_file)
     library = open_library(library_path, model, device)
     silence()
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
@@ -97,6 +108,20 @@ def _questions(question: str | None, file: IO[str] | None) -> list[str]:
     if not questions:
         raise InputError("there is no question", "ask something")
     return questions
+
+
+def _schema(file: Path) -> dict[str, Any]:
+    """Read a JSON schema, and see whether it can be used before a model is loaded."""
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the schema cannot be read: {error}", "--schema takes a file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON: {error}", "write a JSON schema into it") from error
+    from ctxdocs.structure import checked_schema
+
+    checked_schema(schema)
+    return schema
 
 
 def _answer_all(library: Library, questions: list[str], options: dict[str, Any], as_json: bool) -> None:

@@ -57,17 +57,29 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
 
     What a schema leaves open, a model would fill with properties of its own. What stands below ``allOf`` is left as it
     is: there an object is described in parts.
+
+    Raises
+    ------
+    InputError
+        If it is nested too deeply.
     """
+    try:
+        return _closed(schema)
+    except RecursionError as error:
+        raise InputError("the JSON schema is nested too deeply") from error
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     copy = dict(schema)
     for key in _SCHEMA:
         if isinstance(copy.get(key), Mapping):
-            copy[key] = closed(copy[key])
+            copy[key] = _closed(copy[key])
     for key in _SCHEMAS:
         if isinstance(copy.get(key), list):
-            copy[key] = [closed(each) if isinstance(each, Mapping) else each for each in copy[key]]
+            copy[key] = [_closed(each) if isinstance(each, Mapping) else each for each in copy[key]]
     for key in _NAMED_SCHEMAS:
         if isinstance(copy.get(key), Mapping):
-            copy[key] = {name: closed(each) if isinstance(each, Mapping) else each for name, each in copy[key].items()}
+            copy[key] = {name: _closed(each) if isinstance(each, Mapping) else each for name, each in copy[key].items()}
     named = copy.get("properties")
     if isinstance(named, Mapping) and not copy.keys() & {"allOf", "patternProperties"}:
         required = copy.get("required", [])

@@ -449,6 +449,31 @@ def test_an_empty_question_is_an_error_in_every_mode(question, shared):
     run_json("ask", question, "--library", shared / "library", "--mode", "none", code=1)
 
 
+def test_an_answer_keeps_to_a_schema(shared, tmp_path):
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"times": {"enum": [2, 5]}}, "required": ["times"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({**schema, "additionalProperties": False}), encoding="utf-8")
+    question = ["ask", "How often?", "--library", shared / "library", "-k", 1, "--schema", file]
+    answer = run_json(*question)
+    assert json.loads(answer["answer"])["times"] in (2, 5)
+    assert answer["finish_reason"] == "stop"
+    assert run(*question).stdout.startswith(answer["answer"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), ("{", "no JSON"), ("[]", "a mapping"), ('{"type": "objct"}', "objct")],
+)
+def test_a_file_that_is_no_schema_is_refused(content, message, shared, tmp_path):
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    told = run_json("ask", "Why?", "--library", shared / "library", "--schema", file, code=1)
+    assert message in told["error"]
+
+
 # search, info, remove
 
 

@@ -204,7 +204,7 @@ MESSAGE = {"role": "user", "content": "x"}
         ({"seed": 2**70}, 400, "seed"),
         ({"n": 2}, 400, "n is not supported"),
         ({"tools": [{}]}, 400, "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"response_format": {"type": "yaml"}}, 400, "response_format is of type 'yaml'"),
         ({"frequency_penalty": 1}, 400, "frequency_penalty"),
         ({"colour": "red"}, 400, "unknown field 'colour'"),
         ({"stop": ["x"] * 17}, 400, "at most 16"),

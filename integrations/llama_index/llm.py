@@ -20,7 +20,6 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
 )
-from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from pydantic import ConfigDict
 
@@ -29,6 +28,7 @@ from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.integrations.contents import Contents
 from ctxdocs.integrations.history import CompressedHistory
+from ctxdocs.integrations.llama_index.structured import StructuredAnswers
 from ctxdocs.integrations.reading import Request, Search, source_of, stripped
 from ctxdocs.integrations.settings import LibrarySettings, refuse
 from ctxdocs.integrations.turns import turns_of
@@ -58,7 +58,7 @@ class _Step:
         return dict(self.raw["usage"]) if self.raw else {}
 
 
-class CompressedMemoryLLM(LibrarySettings, CustomLLM):
+class CompressedMemoryLLM(LibrarySettings, StructuredAnswers):
     """A library's language model, reading memories.
 
     Wherever a prompt or a message refers to a memory, as the nodes of
@@ -84,7 +84,9 @@ class CompressedMemoryLLM(LibrarySettings, CustomLLM):
     Notes
     -----
     For one call there is also ``contents``, a list of texts that are read in front of the question: what they refer to
-    as memories, all else compressed for this call alone. The library is not searched then.
+    as memories, all else compressed for this call alone. The library is not searched then. And ``schema``, a JSON
+    schema, or ``response_format`` in OpenAI's shape: tokens that do not fit it are masked while the answer is written.
+    ``structured_predict`` and ``as_structured_llm`` hold the model to a pydantic class's schema in this way.
 
     Of a response, ``raw`` holds ``usage`` (``prompt_tokens`` counts text tokens and memory slots, of which the slots
     are ``memory_slots``), ``sources``, ``finish_reason`` and ``model``.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ctxdocs.errors import CtxdocsError
 from ctxdocs.generation import GenerationOptions
+from ctxdocs.integrations.formats import schema_of
 from ctxdocs.integrations.server.errors import RequestError
 from ctxdocs.integrations.server.questions import Question, Reading
+from ctxdocs.structure import checked_schema
 
 if TYPE_CHECKING:
     from ctxdocs.integrations.server.schemas import ChatRequest, CompletionRequest, Message
@@ -25,8 +29,6 @@ def chat_question(body: ChatRequest, settings: Settings) -> Question:
         If the messages are not what the model's chat format can write.
     """
     _refuse(body, tools=body.tools, functions=body.functions, top_logprobs=body.top_logprobs)
-    if body.response_format is not None and body.response_format.get("type") != "text":
-        raise _unsupported("response_format", "only {'type': 'text'} is")
     messages = body.messages
     if not messages:
         raise _wrong("messages", "there are no messages; send at least one of role 'user'")
@@ -103,7 +105,18 @@ def generation_options(body: ChatRequest | CompletionRequest, settings: Settings
     if len(stop) > _LONGEST_STOPS:
         raise _wrong("stop", f"{len(stop)} stop strings; at most {_LONGEST_STOPS} are looked for")
     chosen = {name: value for name in _CHOICES if (value := getattr(body, name)) is not None}
-    return GenerationOptions(max_new_tokens=limit, stop=tuple(stop), **chosen)
+    return GenerationOptions(max_new_tokens=limit, stop=tuple(stop), schema=_schema(body), **chosen)
+
+
+def _schema(body: ChatRequest | CompletionRequest) -> Mapping[str, Any] | None:
+    """Return the JSON schema that an answer keeps to, which is known to be usable."""
+    try:
+        schema = schema_of(getattr(body, "response_format", None))
+        if schema is not None:
+            checked_schema(schema)
+    except CtxdocsError as error:
+        raise _wrong("response_format", str(error)) from error
+    return schema
 
 
 def _refuse(body: Any, **fields: Any) -> None:

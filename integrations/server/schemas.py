@@ -101,7 +101,7 @@ class ChatRequest(_Generation):
 
     messages: list[Message]
     max_completion_tokens: int | None = Field(None, ge=1)
-    response_format: dict[str, Any] | None = Field(None, description="Of type text, or nothing.")
+    response_format: dict[str, Any] | None = Field(None, description="Of type text, json_object or json_schema.")
     tools: list[Any] | None = Field(None, description=_NOTHING)
     tool_choice: Any = Field(None, description="Passed over.")
     functions: list[Any] | None = Field(None, description=_NOTHING)
