@@ -116,7 +116,7 @@ class StructuredText:
             self.is_stuck = True
 
     def allowed(self) -> np.ndarray:
-        """Return a bit for every token, set where it may follow: 32 to an int32, the lowest first."""
+        """Return a bit for every token, set where it may follow: eight to a byte, the lowest first."""
         bits = _bits(self._matcher)
         self.is_stuck = self.is_stuck or self._matcher.is_error() or not bits.any()
         return bits
@@ -133,7 +133,7 @@ def masked(logits: Tensor, texts: Sequence[StructuredText | None]) -> Tensor:
         What each row writes; None where it is free. Rows that are free, or stuck, are left as they are.
     """
     width = logits.shape[-1]
-    bits = np.full((len(texts), -(-width // 32)), -1, dtype=np.int32)
+    bits = np.full((len(texts), -(-width // 8)), 0xFF, dtype=np.uint8)
     for row, text in zip(bits, texts, strict=True):
         if text is None:
             continue
@@ -141,10 +141,8 @@ def masked(logits: Tensor, texts: Sequence[StructuredText | None]) -> Tensor:
         if not text.is_stuck:
             row[: len(allowed)] = allowed
             row[len(allowed) :] = 0  # rows of the embedding that are no tokens
-    packed = torch.from_numpy(bits).to(logits.device)
-    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-    forbidden = ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :width] == 0
-    return logits.masked_fill(forbidden, float("-inf"))
+    forbidden = np.unpackbits(bits, axis=1, count=width, bitorder="little") == 0
+    return logits.masked_fill(torch.from_numpy(forbidden).to(logits.device), float("-inf"))
 
 
 class _Vocabulary:
@@ -206,7 +204,7 @@ def _unusable(message: str) -> InputError:
 
 
 def _bits(matcher: Any) -> np.ndarray:
-    return np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
+    return np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
 
 
 def _limits() -> Any:

@@ -84,6 +84,26 @@ def test_a_value_that_is_cut_off_says_so_and_is_the_beginning_of_the_whole(compr
     assert whole.text.startswith(cut.text)
 
 
+def test_a_row_whose_grammar_gets_stuck_ends_and_the_others_go_on(compressor, monkeypatch):
+    allowed, calls = StructuredText.allowed, []
+
+    def stuck_at_the_fourth_token(text):
+        calls.append(text)
+        if len(calls) == 4:
+            text.add(1)  # padding, which no grammar allows
+        return allowed(text)
+
+    monkeypatch.setattr(StructuredText, "allowed", stuck_at_the_fourth_token)
+    options = [GenerationOptions(max_new_tokens=12, schema=schema) for schema in (SCHEMAS["object"], None)]
+    decoding = Decoding(compressor, [prompt_of(compressor)] * 2, options)
+    while not decoding.is_over:
+        decoding.advance()
+    stuck, free = (row.result for row in decoding.rows)
+    assert (len(stuck.ids), stuck.finish_reason) == (3, "length")
+    assert stuck.text.startswith("{")
+    assert free.ids == generate(compressor, [prompt_of(compressor)], options[1])[0].ids
+
+
 def test_rows_with_schemas_and_without_are_written_side_by_side(any_compressor):
     texts = ["The ferry", "In winter", "Café", "42"]
     schemas = [None, SCHEMAS["object"], None, SCHEMAS["array"]]
@@ -145,6 +165,27 @@ def test_special_tokens_are_no_part_of_a_string(tokenizer):
     number = StructuredText({"type": "integer"}, tokenizer, {0})
     number.add(tokenizer.convert_tokens_to_ids("4"))
     assert masked(torch.zeros(1, 400), [number])[0, 0] == 0  # a number may end, or go on
+
+
+def test_a_tokenizer_with_bytes_to_fall_back_on():
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *'abe:"{}', '{"', "ab", '\u2581"']
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("a", "b"), ("{", '"'), ("\u2581", '"')]
+    bpe = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    spaces = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    bpe.decoder = decoders.Sequence(spaces)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", unk_token="<unk>")
+    schema = fields(ab=SHORT, é={"enum": ["日 本", "a b"]})
+    draws = torch.Generator().manual_seed(0)
+    text = StructuredText(schema, tokenizer, {1})
+    while not text.is_complete:
+        likely = masked(torch.zeros(1, 300), [text]).softmax(-1)
+        text.add(int(torch.multinomial(likely, 1, generator=draws)))
+    jsonschema.validate(json.loads(text.text), schema)
 
 
 def test_stop_strings_and_other_ends_do_not_cut_a_value(compressor):
