@@ -337,8 +337,9 @@ class Library:
             Upper bound of the answer's tokens.
         **options
             ``retrieval``, ``rerank`` and ``documents`` of :meth:`search`; the other fields of
-            :class:`ctxdocs.generation.GenerationOptions`; and ``blend``, from 0 (default) to 1: of so large a share of
-            the chunks' tokens keys and values are computed again, so that exact memories know of each other
+            :class:`ctxdocs.generation.GenerationOptions`, of which ``schema``, a JSON schema, makes the answer JSON
+            that keeps to it; and ``blend``, from 0 (default) to 1: of so large a share of the chunks' tokens keys and
+            values are computed again, so that exact memories know of each other
             (:mod:`ctxdocs.compressors.blending`).
 
         Returns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -175,15 +176,17 @@ class _Vocabulary:
 
 
 _vocabularies: WeakKeyDictionary[Any, dict[Any, _Vocabulary]] = WeakKeyDictionary()
+_vocabularies_lock = threading.Lock()
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, eos_token_ids: set[int]) -> _Vocabulary:
     """Return a tokenizer's vocabulary, made once (it takes about a second for 100,000 tokens)."""
-    known = _vocabularies.setdefault(tokenizer, {})
-    key = len(tokenizer), frozenset(eos_token_ids)  # tokens may have been added since
-    if key not in known:
-        known[key] = _Vocabulary(tokenizer, eos_token_ids)
-    return known[key]
+    with _vocabularies_lock:
+        known = _vocabularies.setdefault(tokenizer, {})
+        key = len(tokenizer), frozenset(eos_token_ids)  # tokens may have been added since
+        if key not in known:
+            known[key] = _Vocabulary(tokenizer, eos_token_ids)
+        return known[key]
 
 
 @functools.lru_cache(maxsize=_CACHED_GRAMMARS)

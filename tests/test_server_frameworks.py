@@ -8,7 +8,15 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from pydantic import BaseModel, Field
+
 from .server_samples import QUESTION, running, small_library
+
+
+class Sailing(BaseModel):
+    """How often a ferry sails."""
+
+    times: int = Field(ge=0, le=20)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +47,9 @@ def test_langchain(library, url):
     assert asyncio.run(chat.ainvoke(QUESTION)).content == answer
     talk = [SystemMessage("Be brief."), HumanMessage("Hello."), AIMessage("Hi."), HumanMessage(QUESTION)]
     assert chat.invoke(talk).usage_metadata["input_tokens"] > message.usage_metadata["input_tokens"]
+
+    held = ChatOpenAI(base_url=url, api_key="none", model="tiny", max_tokens=200, temperature=0, extra_body=own)
+    assert isinstance(held.with_structured_output(Sailing).invoke(QUESTION), Sailing)
 
     plain = OpenAI(base_url=url, api_key="none", model="tiny", max_tokens=6, temperature=0, extra_body=own)
     memories = library.memories(library.search("The ferry", k=2))

@@ -8,6 +8,8 @@ import sys
 import jsonschema
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("llguidance")
 
@@ -60,6 +62,57 @@ def test_what_is_written_keeps_to_the_schema(compressor, name, how):
     assert result.text == json.dumps(value, ensure_ascii=False)  # white space as there, and keys in order
     assert compressor.tokenizer.decode(result.ids) == result.text
     assert name != "order" or list(value) == ["z", "a"]
+
+
+def drawn(schema, tokenizer, seed, most=400):
+    """What a model that finds all tokens alike writes; None if it comes to no end."""
+    text = StructuredText(schema, tokenizer, {0})
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(most):
+        likely = masked(torch.zeros(1, len(tokenizer) + 3), [text]).softmax(-1)
+        token = int(torch.multinomial(likely, 1, generator=draws))
+        if token in text.eos_token_ids:
+            return text.text
+        text.add(token)
+        if text.is_complete:
+            return text.text
+    return None
+
+
+def bounded(kind, lowest, highest, most):
+    """Schemas of a type with bounds, by the names of these."""
+    bounds = st.tuples(st.integers(0, most), st.integers(0, most))
+    return bounds.map(lambda two: {"type": kind, lowest: two[0], highest: sum(two)})
+
+
+ONE = st.text(max_size=5) | st.integers() | st.none()
+VALUES = st.recursive(
+    st.one_of(
+        bounded("string", "minLength", "maxLength", 4),
+        bounded("integer", "minimum", "maximum", 999),
+        st.lists(ONE, min_size=1).map(lambda values: {"enum": values}),
+        st.sampled_from([{"type": "boolean"}, {"type": ["null", "integer"]}, {"type": "string", "format": "time"}]),
+        st.integers(1, 50).map(lambda step: {"type": "integer", "multipleOf": step}),
+    ),
+    lambda inner: st.one_of(
+        st.builds(lambda items, most: {"type": "array", "items": items, "maxItems": most}, inner, st.integers(0, 3)),
+        st.lists(inner, min_size=1, max_size=3).map(lambda kinds: {"anyOf": kinds}),
+        st.builds(
+            lambda named, needed: {**fields(**named), "required": list(named)[:needed]},
+            st.dictionaries(st.text(max_size=4), inner, max_size=4),
+            st.integers(0, 4),
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(schema=VALUES, seed=st.integers(0, 99))
+def test_whatever_the_schema_what_is_whole_keeps_to_it(tokenizer, schema, seed):
+    text = drawn(schema, tokenizer, seed)
+    if text is not None:
+        jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -235,6 +288,7 @@ def test_a_library_answers_to_a_schema(make_library, corpus):
         ({"properties": {f"p{number}": {} for number in range(2500)}}, "too big"),
         ({"const": float("nan")}, "as JSON"),
         ({"const": {1, 2}}, "as JSON"),
+        ({"const": "\ud800"}, "cannot be used"),
         (json.loads('{"items":' * 150 + "{}" + "}" * 150), "recursion"),
     ],
 )
