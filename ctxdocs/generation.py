@@ -60,8 +60,9 @@ class GenerationOptions:
         Tokens that end generation; None takes those of the model's generation config, and ``()`` none.
     schema : mapping, optional
         A JSON schema. What is written is a JSON value that keeps to it and ends with it: ``stop`` and
-        ``eos_token_ids`` are not looked for, and the finish reason "stop" says that the value is whole. With "length"
-        it is cut off. ``{"type": "object"}`` is any JSON object. Needs ``ctxdocs[structured]``; see
+        ``eos_token_ids`` are not looked for, and the finish reason "stop" says that the value is whole. When tokens
+        run short it is brought to its end; "length" says that it was cut off all the same, since they are too few for
+        the schema. ``{"type": "object"}`` is any JSON object. Needs ``ctxdocs[structured]``; see
         :mod:`ctxdocs.structure`.
     """
 
@@ -226,7 +227,9 @@ class Decoding:
             else:
                 logits = self._reader.step(self._chosen, self._state)
         texts = [row.structured for row in self._live]
-        self._chosen = self._choose(masked(logits, texts) if any(texts) else logits)
+        if any(texts):
+            logits = masked(logits, texts, [row.limit - len(row.result.ids) for row in self._live])
+        self._chosen = self._choose(logits)
         now = time.perf_counter() - self._start
         for row, token in zip(self._live, self._chosen.tolist(), strict=True):
             row.add(token, now)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctxdocs.closing import Bits, Closing, Endings
 from ctxdocs.errors import InputError, MissingDependency
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class StructuredText:
         self._vocabulary = _vocabulary(tokenizer, eos_token_ids)
         self._matcher = self._vocabulary.matcher(text).deep_copy()
         self._bytes = b""
+        self._closing = Closing(self._vocabulary.endings)
         self.eos_token_ids = self._vocabulary.eos_token_ids
         self.is_stuck = False
 
@@ -112,18 +114,20 @@ class StructuredText:
     def add(self, token: int) -> None:
         """Write a token that is allowed."""
         if self._matcher.consume_token(token):
-            self._bytes += self._vocabulary.tokens.decode_bytes([token])
+            written = self._vocabulary.tokens.decode_bytes([token])
+            self._bytes += written
+            self._closing.add(written)
         else:
             self.is_stuck = True
 
-    def allowed(self) -> np.ndarray:
-        """Return a bit for every token, set where it may follow: eight to a byte, the lowest first."""
+    def allowed(self, room: int) -> Bits:
+        """Return which tokens may follow, where ``room`` tokens may be written in all."""
         bits = _bits(self._matcher)
         self.is_stuck = self.is_stuck or self._matcher.is_error() or not bits.any()
-        return bits
+        return bits if self.is_stuck else self._closing.narrowed(bits, self._matcher, room)
 
 
-def masked(logits: Tensor, texts: Sequence[StructuredText | None]) -> Tensor:
+def masked(logits: Tensor, texts: Sequence[StructuredText | None], room: Sequence[int]) -> Tensor:
     """Return logits with minus infinity in place of tokens that must not follow.
 
     Parameters
@@ -132,13 +136,15 @@ def masked(logits: Tensor, texts: Sequence[StructuredText | None]) -> Tensor:
         ``[batch, vocabulary]``.
     texts : sequence of StructuredText or None
         What each row writes; None where it is free. Rows that are free, or stuck, are left as they are.
+    room : sequence of int
+        How many more tokens each row may write.
     """
     width = logits.shape[-1]
     bits = np.full((len(texts), -(-width // 8)), 0xFF, dtype=np.uint8)
-    for row, text in zip(bits, texts, strict=True):
+    for row, text, left in zip(bits, texts, room, strict=True):
         if text is None:
             continue
-        allowed = text.allowed()[: len(row)]
+        allowed = text.allowed(left)[: len(row)]
         if not text.is_stuck:
             row[: len(allowed)] = allowed
             row[len(allowed) :] = 0  # rows of the embedding that are no tokens
@@ -161,6 +167,7 @@ class _Vocabulary:
             self.tokens = from_tokenizer(tokenizer, eos_token=sorted(self.eos_token_ids))  # type: ignore[arg-type]
         except Exception as error:
             raise InputError(what, f"{type(tokenizer).__name__}: {error}") from error
+        self.endings = Endings(self.tokens, self.eos_token_ids)
         self.matcher = functools.lru_cache(maxsize=_CACHED_GRAMMARS)(self._matcher)
 
     def _matcher(self, schema: str) -> Any:
@@ -206,7 +213,7 @@ def _unusable(message: str) -> InputError:
     return InputError(f"the JSON schema cannot be used: {' '.join(message.split())}", "see docs/structured.md")
 
 
-def _bits(matcher: Any) -> np.ndarray:
+def _bits(matcher: Any) -> Bits:
     return np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
 
 

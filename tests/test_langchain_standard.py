@@ -16,22 +16,14 @@ from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 from ctxdocs.corpus import Document
 from ctxdocs.integrations.langchain import ChatCompressedMemory, CompressedMemoryRetriever, MemoryEmbeddings
 from ctxdocs.library import Library
-from tests.conftest import TEXT, FakeEmbedder, tiny_autocompressor
-
-
-@pytest.fixture(scope="session")
-def fond_of_quotation_marks(tokenizer):
-    """A compressor of random weights but for one token, so that strings of no bounds come to an end."""
-    compressor = tiny_autocompressor(tokenizer=tokenizer)
-    compressor.model.lm_head.weight.data[tokenizer.convert_tokens_to_ids('"')] *= 8
-    return compressor
+from tests.conftest import TEXT, FakeEmbedder
 
 
 @pytest.fixture(scope="class", autouse=True)
-def library(request, tmp_path_factory, fond_of_quotation_marks):
+def library(request, tmp_path_factory, compressor):
     """A library of a few sentences, as the attribute ``library`` of the test class."""
     folder = tmp_path_factory.mktemp("standard") / "library"
-    library = Library.create(folder, fond_of_quotation_marks, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
+    library = Library.create(folder, compressor, FakeEmbedder(), chunk_tokens=32, overlap_tokens=4)
     library.add([Document.from_text(line, f"line/{number}") for number, line in enumerate(TEXT.splitlines())])
     request.cls.library = library
     return library
