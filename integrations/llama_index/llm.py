@@ -123,6 +123,14 @@ class CompressedMemoryLLM(LibrarySettings, StructuredAnswers):
     def _histories(self) -> CompressedHistory:
         return CompressedHistory(self._reader)
 
+    def token_ids(self, text: str) -> list[int]:
+        """Return the ids of what the model reads of a text: its tokens, and -1 for every slot of a memory.
+
+        For whatever in LlamaIndex counts tokens: ``Settings.tokenizer = llm.token_ids``, or, for one engine,
+        ``PromptHelper.from_llm_metadata(llm.metadata, tokenizer=llm.token_ids)``.
+        """
+        return self._reader.token_ids(text)
+
     # Completing.
 
     @llm_completion_callback()
