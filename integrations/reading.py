@@ -280,7 +280,8 @@ class LibraryReader:
         pieces, sources = self._woven(question, _frame(layout))
         end = 1 + max((index for index in range(len(pieces)) if _is_framed(pieces, index)), default=-1)
         text = _text(pieces[end:])
-        if sources and _LABEL.fullmatch(text) and layout.turn.pieces("")[0].text:
+        front: Any = layout.turn.pieces("")[0]
+        if sources and front.text and _LABEL.fullmatch(text):
             return layout.turn.pieces(_text(pieces), [piece for piece in pieces if isinstance(piece, Memory)]), sources
         return [*pieces[:end], *layout.turn.pieces(text)], sources
 

@@ -10,6 +10,7 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.documents import Document
+from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, trim_messages
 from langchain_core.output_parsers import StrOutputParser
@@ -107,6 +108,7 @@ def test_the_content_is_the_text_or_the_reference(retriever, references):
     assert [document.metadata for document in referring] == [document.metadata for document in plain]
     assert [document.id for document in referring] == [document.id for document in plain]
     assert format_memories(referring) == format_memories(plain)
+    assert (references | join).invoke(QUESTION) == "\n\n".join(document.metadata["memory"] for document in plain)
     with pytest.raises(ValueError, match="content"):
         CompressedMemoryRetriever(library=references.library, content="texts")
 
@@ -116,6 +118,9 @@ def test_a_compressor_turns_contents_into_references_and_back(library, reference
     assert MemoryCompressor(library=library, content="memory").compress(plain) == referring
     assert MemoryCompressor(library=library).compress(referring) == plain
     assert library.info()["documents"] == 3  # nothing was compressed for it
+    # Metadata of the same name are a document's own while its text is its content.
+    own = [document.model_copy(update={"metadata": {**document.metadata, "text": "mine"}}) for document in plain]
+    assert MemoryCompressor(library=library).compress(own) == own
 
 
 # Chains.
@@ -415,6 +420,34 @@ def test_a_store_of_texts(memories, make_store):
     assert slots((context | ChatCompressedMemory(library=memories, max_tokens=4)).invoke(QUESTION)) == (
         4 * memories.info()["chunks"]
     )
+
+
+def test_an_index_is_kept_up_to_date(library, embeddings):
+    """LangChain's indexing API: what is the same is skipped, what is gone is deleted."""
+    store, kept = InMemoryVectorStore(embeddings), InMemoryRecordManager("memories")
+    kept.create_schema()
+    how = {"cleanup": "full", "source_id_key": "source", "key_encoder": "sha256"}
+    assert index(list(memory_documents(library)), kept, store, **how)["num_added"] == 3
+    assert index(list(memory_documents(library)), kept, store, **how)["num_skipped"] == 3
+    gone = store.similarity_search(QUESTION, k=1)[0]
+    library.remove(gone.metadata["source"])
+    assert index(list(memory_documents(library)), kept, store, **how)["num_deleted"] == 1
+    assert gone.metadata["memory"] not in format_memories(store.similarity_search(QUESTION, k=3))
+
+
+def test_small_pieces_find_whole_documents(memories, embeddings):
+    retrievers = pytest.importorskip("langchain_classic.retrievers")
+    storage = pytest.importorskip("langchain_classic.storage")
+    splitters = pytest.importorskip("langchain_text_splitters")
+    retriever = retrievers.ParentDocumentRetriever(
+        vectorstore=InMemoryVectorStore(embeddings),
+        docstore=storage.InMemoryStore(),
+        child_splitter=splitters.RecursiveCharacterTextSplitter(chunk_size=20, chunk_overlap=0),
+    )
+    retriever.add_documents([Document(page_content=line) for line in TEXT.splitlines()])
+    documents = (retriever | MemoryCompressor(library=memories).compress).invoke(QUESTION)
+    assert {document.page_content for document in documents} <= set(TEXT.splitlines())
+    assert memories.info()["documents"] == len(documents)
 
 
 # Agents and graphs.

@@ -58,17 +58,23 @@ def with_content(document: Document, content: str) -> Document:
     The reference is what pipelines need that write a document's content into a prompt by themselves. The text is then
     among the metadata.
     """
-    memory, text = document.metadata[MEMORY], text_of(document)
-    shown, metadata = text, {name: value for name, value in document.metadata.items() if name != TEXT}
-    if content == "memory":
-        shown, metadata = memory, {**metadata, TEXT: text}
-    return document.model_copy(update={"page_content": shown, "metadata": metadata})
+    is_reference = _is_reference(document)
+    if is_reference == (content == "memory"):
+        return document
+    metadata = dict(document.metadata)
+    if is_reference:
+        return document.model_copy(update={"page_content": metadata.pop(TEXT), "metadata": metadata})
+    metadata[TEXT] = document.page_content
+    return document.model_copy(update={"page_content": metadata[MEMORY], "metadata": metadata})
 
 
 def text_of(document: Document) -> str:
     """Return a document's text, whatever its content is."""
-    is_reference = document.page_content == document.metadata.get(MEMORY) and TEXT in document.metadata
-    return document.metadata[TEXT] if is_reference else document.page_content
+    return document.metadata[TEXT] if _is_reference(document) else document.page_content
+
+
+def _is_reference(document: Document) -> bool:
+    return TEXT in document.metadata and document.page_content == document.metadata.get(MEMORY)
 
 
 def memory_documents(library: Library | str | Path) -> Iterator[Document]:

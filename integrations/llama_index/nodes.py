@@ -99,7 +99,7 @@ def with_content(node: BaseNode, content: str) -> BaseNode:
     The references are what pipelines need that take a node's text, and not what its templates make of it. The text is
     then among the metadata, none of which a language model or an embedding is given.
     """
-    if content == "text":
+    if content == "text" or node.get_content(MetadataMode.NONE) == node.metadata[MEMORY]:
         return node
     metadata = {**node.metadata, TEXT: node.get_content(MetadataMode.NONE)}
     return TextNode(
