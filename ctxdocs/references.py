@@ -120,7 +120,7 @@ class References:
             )
         if cut := text.count(_BEGINNING) - len(parts) // 2 - strange:
             logger.warning(
-                "text begins like a reference to a memory and goes on otherwise, %d times; it is read as text. "
+                "text begins like a reference to a memory and goes on otherwise (%d); it is read as text. "
                 "If something cuts or rewrites prompts, memories are lost there",
                 cut,
             )
