@@ -24,7 +24,7 @@ from ctxdocs.reranking import question_likelihoods
 from ctxdocs.retrieval import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
-    from ctxdocs.cache import Writer
+    from ctxdocs.cache import StoredChunk, Writer
     from ctxdocs.compressors.base import Compressor
     from ctxdocs.memory import Memory
     from ctxdocs.prompts import Prompt
@@ -321,6 +321,33 @@ class Library:
         """Return the memories of found chunks, mapped from disk, in this order."""
         return self.store.memories(self.store.chunks([hit.id for hit in hits]))
 
+    def blend(self, prompt: Prompt, chunks: Sequence[Hit | StoredChunk], share: float) -> Prompt:
+        """Return a prompt whose memories know of each other (:mod:`ctxdocs.compressors.blending`).
+
+        :meth:`ask` does this with its own prompts, where ``blend`` is given.
+
+        Parameters
+        ----------
+        prompt : Prompt
+            Parts, 1-D token ids or memories.
+        chunks : sequence of Hit or StoredChunk
+            Those whose memories stand in the prompt, in this order.
+        share : float
+            Of which part of the chunks' tokens keys and values are computed again, from 0 to 1.
+
+        Raises
+        ------
+        InputError
+            If the share is out of range, the library's memories are not exact, or the prompt holds others.
+        """
+        from ctxdocs.compressors.blending import blended
+        from ctxdocs.prompts import encode_text
+
+        tokenizer, most = self.compressor.tokenizer, self.store.manifest.settings["chunk_tokens"]
+        # As they were cut when the documents were added.
+        documents = [encode_text(tokenizer, chunk.text)[:most] for chunk in chunks]  # type: ignore[arg-type]
+        return blended(self.compressor, prompt, documents, share)
+
     def ask(self, question: str, k: int = 4, mode: Mode = "memory", max_new_tokens: int = 64, **options: Any) -> Answer:
         """Answer a question from the library.
 
@@ -440,18 +467,8 @@ class Library:
             if mode == "memory":
                 sources = self.memories(hits)
             prompt = compressor.prompt_format.build(question, sources, compressor.tokenizer, compressor.prefix_ids)
-            prompts.append(prompt if share is None else self._blended(prompt, hits, share))
+            prompts.append(prompt if share is None else self.blend(prompt, hits, share))
         return prompts, [Answer(sources=hits, mode=mode) for hits in found], chosen
-
-    def _blended(self, prompt: Prompt, hits: Sequence[Hit], share: float) -> Prompt:
-        """Return a prompt whose memories, those of ``hits``, know of each other."""
-        from ctxdocs.compressors.blending import blended
-        from ctxdocs.prompts import encode_text
-
-        tokenizer, most = self.compressor.tokenizer, self.store.manifest.settings["chunk_tokens"]
-        # As they were cut when the documents were added.
-        documents = [encode_text(tokenizer, hit.text)[:most] for hit in hits]  # type: ignore[arg-type]
-        return blended(self.compressor, prompt, documents, share)
 
 
 class AnswerStream(Iterator[str]):

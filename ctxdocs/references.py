@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # No character in it means anything to f-strings, Jinja2, mustache, JSON, HTML or Markdown links without a target.
 _REFERENCE = re.compile(r"\[\[memory:([0-9]{1,18}:[0-9a-f]{16}):([0-9a-f]{32})\]\]")
+_BEGINNING = "[[memory:"
 _KEY_BYTES = 32
 
 _lock = threading.Lock()
@@ -116,6 +117,12 @@ class References:
                 strange,
                 "s" * (strange != 1),
                 self._store.path,
+            )
+        if cut := text.count(_BEGINNING) - len(parts) // 2 - strange:
+            logger.warning(
+                "text begins like a reference to a memory and goes on otherwise (%d); it is read as text. "
+                "If something cuts or rewrites prompts, memories are lost there",
+                cut,
             )
         texts, chunks = parts[::2], self._chunks(parts[1::2])
         woven: list[str | StoredChunk] = []

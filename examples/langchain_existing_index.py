@@ -1,15 +1,16 @@
 """Memories behind an index that is already there: python examples/langchain_existing_index.py.
 
-The index is LangChain's in-memory vector store; FAISS, Chroma and the others are used in the same way.
+The index is LangChain's FAISS store, from ``pip install langchain-community``. With Chroma (``langchain-chroma``) or
+another store nothing changes but the class: ``Chroma.from_documents(documents, embeddings)``.
 """
 
 import tempfile
 from pathlib import Path
 
+from langchain_community.vectorstores import FAISS
 from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
-from langchain_core.vectorstores import InMemoryVectorStore
 
 import ctxdocs
 from ctxdocs.integrations.langchain import (
@@ -33,15 +34,13 @@ def main() -> None:
         embeddings = MemoryEmbeddings()
 
         # An index of plain texts, as any application has it.
-        texts = InMemoryVectorStore(embeddings)
-        texts.add_documents(
-            [
-                Document(page_content=paragraph, metadata={"source": path.name})
-                for path in PAGES
-                for paragraph in path.read_text(encoding="utf-8").split("\n\n")
-                if len(paragraph) > 100
-            ]
-        )
+        paragraphs = [
+            Document(page_content=paragraph, metadata={"source": path.name})
+            for path in PAGES
+            for paragraph in path.read_text(encoding="utf-8").split("\n\n")
+            if len(paragraph) > 100
+        ]
+        texts = FAISS.from_documents(paragraphs, embeddings)
         library = ctxdocs.Library.create(Path(folder) / "memories")
         compressor = MemoryCompressor(library=library)
         found = texts.as_retriever(search_kwargs={"k": 3})
@@ -55,8 +54,7 @@ def main() -> None:
         # A library compressed beforehand, with another index than its own.
         handbook = ctxdocs.Library.create(Path(folder) / "handbook")
         handbook.add(PAGES)
-        index = InMemoryVectorStore(embeddings)
-        index.add_documents(list(memory_documents(handbook)))
+        index = FAISS.from_documents(list(memory_documents(handbook)), embeddings)
         context = index.as_retriever(search_kwargs={"k": 3}) | format_memories
         model = ChatCompressedMemory(library=handbook, max_tokens=16)
         chain = {"context": context, "question": RunnablePassthrough()} | TEMPLATE | model

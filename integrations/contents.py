@@ -107,6 +107,24 @@ class ContentMemories:
         except (InputError, LibraryError):  # it is of another library, or gone
             return False
 
+    def are_of(self, references: object, text: str) -> bool:
+        """Whether something refers to memories that are in the library, and they are those of a text.
+
+        Texts that were split or rewritten on their way still carry the references of what they were.
+        """
+        if not isinstance(references, str) or not self.has(references):
+            return False
+        chunks = self.references.read(references)
+        first = chunks[0]
+        if isinstance(first, str) or first.text not in text:
+            return False
+        shift, rest = text.index(first.text) - first.start, list(text)
+        for chunk in chunks:
+            if isinstance(chunk, str) or text[chunk.start + shift : chunk.end + shift] != chunk.text:
+                return False
+            rest[chunk.start + shift : chunk.end + shift] = " " * len(chunk.text)
+        return not "".join(rest).strip()
+
     def _add(self, texts: dict[str, str]) -> None:
         store = self.library.store
         if all(store.document(uri) for uri in texts):

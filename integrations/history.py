@@ -13,7 +13,8 @@ import torch
 
 from ctxdocs.chat_format import ChatFormat
 from ctxdocs.integrations.contents import Contents
-from ctxdocs.integrations.reading import LibraryReader, Request, Search
+from ctxdocs.integrations.reading import LibraryReader, Request
+from ctxdocs.integrations.searching import Search
 from ctxdocs.prompts import Piece, begins_with, encode_pieces, with_bos
 
 if TYPE_CHECKING:

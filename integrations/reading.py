@@ -5,18 +5,19 @@ Nothing here knows a framework.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
 
 from ctxdocs.answers import Hit
 from ctxdocs.chat_format import ChatFormat
-from ctxdocs.checks import one_of, whole_number
 from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.integrations.contents import Contents
-from ctxdocs.library import Rerank, Retrieval
+from ctxdocs.integrations.searching import Search
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Piece, assemble, begun, encode_text, with_bos
 from ctxdocs.references import References
@@ -34,6 +35,8 @@ Pieces: TypeAlias = "list[Memory | Piece]"
 
 # Stands for the system text where a chat format is taken apart.
 _SYSTEM = "ctxdocs-system"
+# What a template has where an answer is to begin: nothing, or a few words with a colon. It asks nothing.
+_LABEL = re.compile(r"\s*(?:\w+(?:[ \t]+\w+){0,2}[ \t]*:)?\s*")
 
 
 @dataclass
@@ -58,39 +61,6 @@ class Request:
     is_raw: bool = False
 
 
-@dataclass(frozen=True)
-class Search:
-    """How a library is searched for a question.
-
-    Parameters
-    ----------
-    k, retrieval, rerank
-        As in :meth:`ctxdocs.Library.search`.
-    filter : mapping or callable, optional
-        What must be so of a document: values by the names of its metadata, or ``source`` for its uri. A list stands
-        for any of its values. Or a function that takes a document's metadata, ``source`` among them, and says whether
-        to search it.
-
-    Raises
-    ------
-    InputError
-        If a choice is unknown, or ``k`` is below 1.
-    """
-
-    k: int
-    retrieval: str = "hybrid"
-    rerank: str = "none"
-    filter: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None = None
-
-    def __post_init__(self) -> None:
-        if self.filter is not None and not isinstance(self.filter, Mapping) and not callable(self.filter):
-            raise InputError(f"filter must be a dict of metadata, got {type(self.filter).__name__}")
-        if whole_number("k", self.k) < 1:
-            raise InputError(f"k must be at least 1, got {self.k}")
-        one_of("retrieval", self.retrieval, get_args(Retrieval))
-        one_of("rerank", self.rerank, get_args(Rerank))
-
-
 class LibraryReader:
     """Lays out prompts for a library's model, and has them answered.
 
@@ -113,19 +83,8 @@ class LibraryReader:
 
     def search(self, queries: Sequence[str], search: Search) -> list[list[Hit]]:
         """Search the library, one thread at a time."""
-        documents = None if search.filter is None else self._documents(search.filter)
-        how: dict[str, Any] = {"retrieval": search.retrieval, "rerank": search.rerank, "documents": documents}
         with one_at_a_time(self.library, with_model=search.rerank != "none"):
-            return self.library.search_many(queries, search.k, **how)
-
-    def _documents(self, wanted: Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]) -> list[str]:
-        """Return the uris of the documents with certain metadata."""
-        accepts = wanted if callable(wanted) else partial(_has_values, wanted)
-        return [
-            document.uri
-            for document in self.library.store.documents()
-            if accepts({**document.metadata, "source": document.uri})
-        ]
+            return search.found(self.library, queries)
 
     # Laying out prompts.
 
@@ -248,6 +207,25 @@ class LibraryReader:
         prompt = begun(prompt, compressor.tokenizer, compressor.prefix_ids)
         return Request(prompt, [*sources, *read], layout.turn.stop)
 
+    def blended(self, request: Request, share: float | None) -> Request:
+        """Return a prompt whose memories know of each other, as :meth:`ctxdocs.Library.blend` does; None changes none.
+
+        Raises
+        ------
+        InputError
+            If the library's memories are not exact, or the prompt holds others than those of its chunks.
+        """
+        if share is None:
+            return request
+        others = sum(isinstance(part, Memory) for part in request.prompt) - len(request.sources)
+        if others:
+            raise InputError(
+                f"{others} of the memories in the prompt are of no chunk of the library, and cannot be blended",
+                "compress the texts into the library first, read the history as text, or leave blend out",
+            )
+        with self.model.lock, torch.no_grad():
+            return replace(request, prompt=self.library.blend(request.prompt, request.sources, share))
+
     def layout(self, system: str) -> ChatFormat:
         """Return what stands around the turns of a conversation."""
         return ChatFormat.of(self.model.compressor, _SYSTEM if system else None)
@@ -296,11 +274,15 @@ class LibraryReader:
         """Return a turn up to where its answer begins.
 
         What a question refers to stands, with the text in front of it, where the format has its sources; what comes
-        behind the last reference is the question.
+        behind the last reference is the question. Where that is none ("Question: ... Context: ... Answer:"), all of the
+        text is.
         """
         pieces, sources = self._woven(question, _frame(layout))
         end = 1 + max((index for index in range(len(pieces)) if _is_framed(pieces, index)), default=-1)
-        text = "".join(piece.text for piece in pieces[end:] if isinstance(piece, Piece))
+        text = _text(pieces[end:])
+        front: Any = layout.turn.pieces("")[0]
+        if sources and front.text and _LABEL.fullmatch(text):
+            return layout.turn.pieces(_text(pieces), [piece for piece in pieces if isinstance(piece, Memory)]), sources
         return [*pieces[:end], *layout.turn.pieces(text)], sources
 
     def _woven(self, text: str, frame: tuple[str, str]) -> tuple[Pieces, list[Hit | StoredChunk]]:
@@ -317,9 +299,15 @@ class LibraryReader:
         return pieces, list(chunks)
 
     def token_ids(self, text: str) -> list[int]:
-        """Return the ids of a text's tokens; no special ones are recognised or added."""
+        """Return the ids of what is read of a text: its tokens, and -1 for every slot of what it refers to.
+
+        No special tokens are recognised or added.
+        """
         tokenizer: Any = self.model.compressor.tokenizer
-        return encode_text(tokenizer, text).tolist()
+        ids: list[int] = []
+        for part in self.references.read(text):
+            ids += encode_text(tokenizer, part).tolist() if isinstance(part, str) else [-1] * part.slots
+        return ids
 
     # Answering.
 
@@ -384,12 +372,9 @@ def _is_framed(pieces: Pieces, index: int) -> bool:
     return isinstance(piece, Memory) or piece.trusted
 
 
-def _has_values(wanted: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(name in values and _is_one_of(values[name], value) for name, value in wanted.items())
-
-
-def _is_one_of(value: Any, wanted: Any) -> bool:
-    return value in wanted if isinstance(wanted, list | tuple | set) else value == wanted
+def _text(pieces: Pieces) -> str:
+    """Return what of woven text comes from outside, without the memories and their frames."""
+    return "".join(piece.text for piece in pieces if isinstance(piece, Piece) and not piece.trusted)
 
 
 def _frame(layout: ChatFormat) -> tuple[str, str]:

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+from ctxdocs.compressors.blending import check_share
 from ctxdocs.errors import InputError
 from ctxdocs.generation import GenerationOptions
 from ctxdocs.integrations.formats import schema_of
-from ctxdocs.integrations.reading import LibraryReader, Search
+from ctxdocs.integrations.reading import LibraryReader
+from ctxdocs.integrations.searching import Search
 from ctxdocs.library import Library
 from ctxdocs.sharing import shared_library
 
@@ -33,7 +35,10 @@ class LibrarySettings(BaseModel):
     k : int, optional
         Chunks to search for; None searches for nothing.
     retrieval, rerank, filter
-        As in :class:`ctxdocs.integrations.reading.Search`.
+        As in :class:`ctxdocs.integrations.searching.Search`.
+    blend : float, optional
+        Of so large a share of the tokens behind a prompt's memories keys and values are computed again, so that exact
+        memories know of each other; see :meth:`ctxdocs.Library.blend`.
     max_new_tokens : int
         Upper bound of new tokens; ``max_tokens`` is another name for it.
     temperature, top_k, top_p, repetition_penalty, seed
@@ -54,6 +59,7 @@ class LibrarySettings(BaseModel):
     retrieval: str = "hybrid"
     rerank: str = "none"
     filter: dict[str, Any] | None = None
+    blend: float | None = None
     max_new_tokens: int = Field(default=64, alias="max_tokens")
     temperature: float = 0.0
     top_k: int = 0
@@ -68,6 +74,7 @@ class LibrarySettings(BaseModel):
     def _check(self) -> LibrarySettings:
         self._options(None, {})
         self._search({})
+        self._share({})
         return self
 
     @cached_property
@@ -102,12 +109,19 @@ class LibrarySettings(BaseModel):
         how = {name: changes.pop(name, getattr(self, name)) for name in ("retrieval", "rerank", "filter")}
         return None if k is None else Search(k, **how)
 
+    def _share(self, changes: dict[str, Any]) -> float | None:
+        """Return of which share of tokens memories are computed again in a call; None if they are read as they are."""
+        share = changes.pop("blend", self.blend)
+        if share is not None:
+            check_share(share)
+        return share
+
 
 def refuse(changes: dict[str, Any]) -> None:
     """Refuse keyword arguments of a call that nothing took."""
     if changes:
         raise InputError(
             f"unknown option {sorted(changes)[0]!r}",
-            f"one of: k, retrieval, rerank, filter, max_new_tokens, {', '.join(_SAMPLING)}, stop, schema, "
+            f"one of: k, retrieval, rerank, filter, blend, max_new_tokens, {', '.join(_SAMPLING)}, stop, schema, "
             "response_format",
         )

@@ -215,3 +215,22 @@ def make_library(tmp_path, compressor, embedder) -> Callable[..., object]:
         return Library.create(tmp_path / name, compressor, embedder, **settings)
 
     return make
+
+
+@pytest.fixture
+def prompts(monkeypatch, compressor) -> list[str]:
+    """What the tiny compressor is given to read, prompt by prompt: ``<4>`` stands for a memory of four slots."""
+    from ctxdocs.memory import Memory
+
+    read: list[str] = []
+    prefill, decode = compressor.prefill, compressor.tokenizer.decode
+
+    def shown(part):
+        return f"<{part.slots}>" if isinstance(part, Memory) else decode(part)
+
+    def recorded(batch):
+        read.extend("".join(map(shown, prompt)) for prompt in batch)
+        return prefill(batch)
+
+    monkeypatch.setattr(compressor, "prefill", recorded)
+    return read

@@ -94,6 +94,15 @@ def test_the_right_form_with_a_wrong_signature_is_noted(references, hits, caplog
     assert "looks like 2 references" in caplog.text
 
 
+def test_a_reference_that_was_cut_is_noted(references, hits, caplog):
+    whole = references.write(hits[0])
+    with caplog.at_level(logging.WARNING, "ctxdocs.references"):
+        assert len(references.read(f"{whole} and {whole}")) == 3
+        assert not caplog.text
+        assert references.read(f"{whole} {whole[:40]}")[1:] == [f" {whole[:40]}"]
+    assert "begins like a reference to a memory and goes on otherwise (1)" in caplog.text
+
+
 def test_a_chunk_that_is_gone_is_an_error(library, references, hits):
     reference = references.write(hits[0])
     library.remove(hits[0].document)

@@ -72,8 +72,7 @@ def blended(
     """
     from ctxdocs.compressors.kv import KVCompressor
 
-    if not 0 <= number("blend", share) <= 1:
-        raise InputError(f"blend is {share}, and must lie between 0 (no token) and 1 (all tokens)")
+    check_share(share)
     if not isinstance(compressor, KVCompressor):
         raise InputError(
             f"blending needs memories of every key and value of a text, and those of {compressor.method} are others",
@@ -90,6 +89,12 @@ def blended(
     tokens = [ids[place] if place in ids else cast("Tensor", prompt[place]) for place in again]
     made = _computed_again(compressor, front, _Stretch(prompt[exact : last + 1], tokens), share)
     return [*prompt[:exact], *made, *prompt[last + 1 :]]
+
+
+def check_share(share: float) -> None:
+    """Raise ``InputError`` unless a number is a share of tokens."""
+    if not 0 <= number("blend", share) <= 1:
+        raise InputError(f"blend is {share}, and must lie between 0 (no token) and 1 (all tokens)")
 
 
 def _checked(

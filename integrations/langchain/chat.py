@@ -40,7 +40,8 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
 
     Parameters
     ----------
-    library, k, retrieval, rerank, filter, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+    library, k, retrieval, rerank, filter, blend, max_new_tokens, stop
+    temperature, top_k, top_p, repetition_penalty, seed
         As in :class:`LibrarySettings`. All but ``library`` may be given for one call as well.
     history : {"text", "memory"}
         Whether earlier turns are read as their text, or compressed: a session reads each turn once and keeps its
@@ -131,14 +132,16 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
         for name in ("ls_structured_output_format", "stream_usage"):
             changes.pop(name, None)
         history = one_of("history", changes.pop("history", self.history), ("text", "memory"))
-        search, options = self._search(changes), self._options(stop, changes)
+        search, share, options = self._search(changes), self._share(changes), self._options(stop, changes)
         refuse(changes)
         system, turns, question = turns_of(
             (_role(message, place), _text(message, place)) for place, message in enumerate(messages)
         )
         if history == "memory" and turns:
-            return self._histories.request(question, turns, system, search), options
-        return self._reader.conversation(question, turns, system, search), options
+            request = self._histories.request(question, turns, system, search)
+        else:
+            request = self._reader.conversation(question, turns, system, search)
+        return self._reader.blended(request, share), options
 
     def _about(self, request: Request, result: Generation) -> dict[str, Any]:
         return {
@@ -191,8 +194,21 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
         kwargs.pop("strict", None)
         return structured(self, schema, method, include_raw, kwargs)
 
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        """Refuse tools.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            "ChatCompressedMemory calls no tools: search in a step in front of it (retriever | format_memories), have "
+            "it search by itself (k=...), or let a model that calls tools be the agent, with the retriever as its tool"
+        )
+
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the ids of a text's tokens, its references not resolved."""
+        """Return the ids of what the model reads of a text: its tokens, and -1 for every slot of a memory."""
         return self._reader.token_ids(text)
 
 

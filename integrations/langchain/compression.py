@@ -10,7 +10,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict
 
 from ctxdocs.integrations.contents import ContentMemories
-from ctxdocs.integrations.langchain.documents import MEMORY
+from ctxdocs.integrations.langchain.documents import MEMORY, Content, text_of, with_content
 from ctxdocs.integrations.settings import LibraryField
 
 
@@ -18,7 +18,8 @@ class MemoryCompressor(BaseDocumentCompressor):
     """Gives documents of any retriever a memory, compressed when a text is first seen and kept in a library.
 
     A document's metadata then hold ``memory``, the references to its memories: a text longer than the library's chunks
-    has several. Documents that have one already, of this library, pass as they are. Equal texts share a memory.
+    has several. Documents that have one already, of this library and of the text they hold, keep it. Equal texts share
+    a memory.
 
     ``retriever | compressor.compress | format_memories`` is a chain; LangChain's ``ContextualCompressionRetriever``
     takes the compressor as its ``base_compressor``.
@@ -28,9 +29,14 @@ class MemoryCompressor(BaseDocumentCompressor):
     library : Library or str or path
         Where memories are kept, and found by the model: give the language model the same. Texts are added to it, so
         choose one of their own where the library is also searched.
+    content : {"text", "memory"}
+        What a document's ``page_content`` is afterwards; see
+        :class:`~ctxdocs.integrations.langchain.CompressedMemoryRetriever`. What ranks, filters or splits by texts
+        belongs in front.
     """
 
     library: LibraryField
+    content: Content = "text"
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -54,12 +60,15 @@ class MemoryCompressor(BaseDocumentCompressor):
         LibraryError
             If another process is writing it.
         """
-        have = [self._memories.has(document.metadata.get(MEMORY)) for document in documents]
-        texts = [document.page_content for document, has in zip(documents, have, strict=True) if not has]
-        references = iter(self._memories.of(texts))
+        texts = [text_of(document) for document in documents]
+        references = [document.metadata.get(MEMORY) for document in documents]
+        missing = [
+            not self._memories.are_of(reference, text) for reference, text in zip(references, texts, strict=True)
+        ]
+        made = iter(self._memories.of([text for text, is_missing in zip(texts, missing, strict=True) if is_missing]))
         return [
-            document if has else _with_memory(document, next(references))
-            for document, has in zip(documents, have, strict=True)
+            with_content(_with_memory(document, next(made)) if is_missing else document, self.content)
+            for document, is_missing in zip(documents, missing, strict=True)
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from langchain_core.documents import Document
 
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 #: The key under which a document's metadata hold the reference to its memory.
 MEMORY = "memory"
+#: The key under which they hold its text, where the content is the reference.
+TEXT = "text"
+#: What a document's content is.
+Content: TypeAlias = Literal["text", "memory"]
 
 
 def format_memories(documents: Sequence[Document]) -> str:
     """Return the references to documents' memories, one behind another, to be put into a prompt.
 
     ``retriever | format_memories`` takes the place of the function that joins documents' texts in a chain. What the
-    prompt's model then reads in this place are the memories.
+    prompt's model then reads in this place are the memories. Documents that share a memory, as pieces of one text do,
+    have it read once.
 
     Raises
     ------
@@ -44,7 +49,32 @@ def format_memories(documents: Sequence[Document]) -> str:
                 "retrieve with CompressedMemoryRetriever, or put MemoryCompressor in front",
             )
         references.append(reference)
-    return "".join(references)
+    return "".join(dict.fromkeys(references))
+
+
+def with_content(document: Document, content: str) -> Document:
+    """Return a document with a memory whose content is its text, or the reference to the memory.
+
+    The reference is what pipelines need that write a document's content into a prompt by themselves. The text is then
+    among the metadata.
+    """
+    is_reference = _is_reference(document)
+    if is_reference == (content == "memory"):
+        return document
+    metadata = dict(document.metadata)
+    if is_reference:
+        return document.model_copy(update={"page_content": metadata.pop(TEXT), "metadata": metadata})
+    metadata[TEXT] = document.page_content
+    return document.model_copy(update={"page_content": metadata[MEMORY], "metadata": metadata})
+
+
+def text_of(document: Document) -> str:
+    """Return a document's text, whatever its content is."""
+    return document.metadata[TEXT] if _is_reference(document) else document.page_content
+
+
+def _is_reference(document: Document) -> bool:
+    return TEXT in document.metadata and document.page_content == document.metadata.get(MEMORY)
 
 
 def memory_documents(library: Library | str | Path) -> Iterator[Document]:

@@ -28,7 +28,8 @@ class CompressedMemoryLLM(LibrarySettings, BaseLLM):
 
     Parameters
     ----------
-    library, k, retrieval, rerank, filter, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+    library, k, retrieval, rerank, filter, blend, max_new_tokens, stop
+    temperature, top_k, top_p, repetition_penalty, seed
         As in :class:`LibrarySettings`. All but ``library`` may be given for one call as well.
     framing : {"none", "turn"}
         Whether a prompt that is read as it stands is all the model sees, or is put as one turn into the model's chat
@@ -104,12 +105,13 @@ class CompressedMemoryLLM(LibrarySettings, BaseLLM):
     ) -> tuple[list[Request], GenerationOptions]:
         changes = dict(kwargs)
         framing = one_of("framing", changes.pop("framing", self.framing), ("none", "turn"))
-        search, options = self._search(changes), self._options(stop, changes)
+        search, share, options = self._search(changes), self._share(changes), self._options(stop, changes)
         refuse(changes)
-        return self._reader.requests(prompts, search, framing), options
+        requests = self._reader.requests(prompts, search, framing)
+        return [self._reader.blended(request, share) for request in requests], options
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the ids of a text's tokens, its references not resolved."""
+        """Return the ids of what the model reads of a text: its tokens, and -1 for every slot of a memory."""
         return self._reader.token_ids(text)
 
 

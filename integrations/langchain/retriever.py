@@ -10,8 +10,9 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, model_validator
 
-from ctxdocs.integrations.langchain.documents import document_of
-from ctxdocs.integrations.reading import LibraryReader, Search
+from ctxdocs.integrations.langchain.documents import Content, document_of, with_content
+from ctxdocs.integrations.reading import LibraryReader
+from ctxdocs.integrations.searching import Search
 from ctxdocs.integrations.settings import LibraryField
 
 
@@ -31,6 +32,10 @@ class CompressedMemoryRetriever(BaseRetriever):
     filter : dict, optional
         What must be so of a document: values by the names of its metadata, or ``source`` for its uri. A list stands
         for any of its values. The documents of the library are gone through for it with every call.
+    content : {"text", "memory"}
+        What a document's ``page_content`` is: the chunk's text, for rerankers, filters and people; or the reference to
+        its memory, for chains that write the content into a prompt by themselves. The text is then ``text`` in the
+        metadata.
 
     Notes
     -----
@@ -46,6 +51,7 @@ class CompressedMemoryRetriever(BaseRetriever):
     retrieval: str = "hybrid"
     rerank: str = "none"
     filter: dict[str, Any] | None = None
+    content: Content = "text"
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -90,5 +96,5 @@ class CompressedMemoryRetriever(BaseRetriever):
         for hit in hits:
             document = stored[hit.document]
             metadata = {**(document.metadata if document else {}), "score": hit.score}
-            documents.append(document_of(hit, self._reader.references, metadata))
+            documents.append(with_content(document_of(hit, self._reader.references, metadata), self.content))
         return documents

@@ -15,7 +15,8 @@ class LibrarySettings(settings.LibrarySettings, Serializable):
 
     Parameters
     ----------
-    library, k, retrieval, rerank, filter, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+    library, k, retrieval, rerank, filter, blend, max_new_tokens, stop
+    temperature, top_k, top_p, repetition_penalty, seed
         As in :class:`ctxdocs.integrations.settings.LibrarySettings`.
     """
 

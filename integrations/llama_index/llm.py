@@ -29,7 +29,8 @@ from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.integrations.contents import Contents
 from ctxdocs.integrations.history import CompressedHistory
 from ctxdocs.integrations.llama_index.structured import StructuredAnswers
-from ctxdocs.integrations.reading import Request, Search, source_of, stripped
+from ctxdocs.integrations.reading import Request, source_of, stripped
+from ctxdocs.integrations.searching import Search
 from ctxdocs.integrations.settings import LibrarySettings, refuse
 from ctxdocs.integrations.turns import turns_of
 
@@ -70,7 +71,8 @@ class CompressedMemoryLLM(LibrarySettings, StructuredAnswers):
 
     Parameters
     ----------
-    library, k, retrieval, rerank, filter, max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop
+    library, k, retrieval, rerank, filter, blend, max_new_tokens, stop
+    temperature, top_k, top_p, repetition_penalty, seed
         As in :class:`ctxdocs.integrations.settings.LibrarySettings`. All but ``library`` may be given for one call as
         well.
     framing : {"none", "turn"}
@@ -120,6 +122,14 @@ class CompressedMemoryLLM(LibrarySettings, StructuredAnswers):
     @cached_property
     def _histories(self) -> CompressedHistory:
         return CompressedHistory(self._reader)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Return the ids of what the model reads of a text: its tokens, and -1 for every slot of a memory.
+
+        For whatever in LlamaIndex counts tokens: ``Settings.tokenizer = llm.token_ids``, or, for one engine,
+        ``PromptHelper.from_llm_metadata(llm.metadata, tokenizer=llm.token_ids)``.
+        """
+        return self._reader.token_ids(text)
 
     # Completing.
 
@@ -174,24 +184,26 @@ class CompressedMemoryLLM(LibrarySettings, StructuredAnswers):
     def _asked(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> tuple[Request, GenerationOptions]:
         changes = dict(kwargs)
         framing = one_of("framing", changes.pop("framing", self.framing), ("none", "turn"))
-        search, options = self._told(changes)
+        share, (search, options) = self._share(changes), self._told(changes)
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
         if isinstance(search, Contents):
-            return self._reader.about(prompt, search), options
+            return self._reader.blended(self._reader.about(prompt, search), share), options
         (request,) = self._reader.requests([prompt], search, framing)
-        return request, options
+        return self._reader.blended(request, share), options
 
     def _said(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> tuple[Request, GenerationOptions]:
         changes = dict(kwargs)
         history = one_of("history", changes.pop("history", self.history), ("text", "memory"))
-        search, options = self._told(changes)
+        share, (search, options) = self._share(changes), self._told(changes)
         system, turns, question = turns_of(
             (_role(message, place), _text(message, place)) for place, message in enumerate(messages)
         )
         if history == "memory" and turns:
-            return self._histories.request(question, turns, system, search), options
-        return self._reader.conversation(question, turns, system, search), options
+            request = self._histories.request(question, turns, system, search)
+        else:
+            request = self._reader.conversation(question, turns, system, search)
+        return self._reader.blended(request, share), options
 
     def _told(self, changes: dict[str, Any]) -> tuple[Search | Contents | None, GenerationOptions]:
         """Return what is read with a question, and how it is answered; refuse what means neither."""

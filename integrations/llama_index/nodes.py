@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 #: The key under which a node's metadata hold the references to its memories.
 MEMORY = "memory"
+#: The key under which they hold its text, where the node's own is the references.
+TEXT = "text"
+#: What a node's text is.
+Content: TypeAlias = Literal["text", "memory"]
 #: The key under which they hold the id of the document that it is a part of.
 DOCUMENT = "ref_doc_id"
 
@@ -86,6 +90,25 @@ def with_memory(node: _Node, references: str) -> _Node:
             "metadata_template": "{value}",
             "text_template": "{metadata_str}",
         }
+    )
+
+
+def with_content(node: BaseNode, content: str) -> BaseNode:
+    """Return a node with a memory whose text is its own, or the references to the memory.
+
+    The references are what pipelines need that take a node's text, and not what its templates make of it. The text is
+    then among the metadata, none of which a language model or an embedding is given.
+    """
+    if content == "text" or node.get_content(MetadataMode.NONE) == node.metadata[MEMORY]:
+        return node
+    metadata = {**node.metadata, TEXT: node.get_content(MetadataMode.NONE)}
+    return TextNode(
+        id_=node.node_id,
+        text=metadata[MEMORY],
+        metadata=metadata,
+        excluded_llm_metadata_keys=list(metadata),
+        excluded_embed_metadata_keys=list(metadata),
+        relationships=node.relationships,
     )
 
 

@@ -9,7 +9,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from pydantic import ConfigDict
 
 from ctxdocs.integrations.contents import ContentMemories
-from ctxdocs.integrations.llama_index.nodes import MEMORY, text_of, with_memory
+from ctxdocs.integrations.llama_index.nodes import MEMORY, Content, text_of, with_content, with_memory
 from ctxdocs.integrations.settings import LibraryField
 
 
@@ -28,6 +28,8 @@ class MemoryNodePostprocessor(BaseNodePostprocessor):
     library : Library or str or path
         Where memories are kept, and found by the model: give the language model the same. Texts are added to it, so
         choose one of their own where the library is also searched.
+    content : {"text", "memory"}
+        What a node's text is afterwards; see :class:`~ctxdocs.integrations.llama_index.CompressedMemoryRetriever`.
 
     Raises
     ------
@@ -38,6 +40,7 @@ class MemoryNodePostprocessor(BaseNodePostprocessor):
     """
 
     library: LibraryField
+    content: Content = "text"
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -56,7 +59,11 @@ class MemoryNodePostprocessor(BaseNodePostprocessor):
         have = [self._memories.has(found.node.metadata.get(MEMORY)) for found in nodes]
         texts = [text_of(found.node) for found, has in zip(nodes, have, strict=True) if not has]
         references = iter(self._memories.of(texts))
-        return [
-            found if has else NodeWithScore(node=with_memory(found.node, next(references)), score=found.score)
+        remembered = [
+            found.node if has else with_memory(found.node, next(references))
             for found, has in zip(nodes, have, strict=True)
+        ]
+        return [
+            NodeWithScore(node=with_content(node, self.content), score=found.score)
+            for node, found in zip(remembered, nodes, strict=True)
         ]

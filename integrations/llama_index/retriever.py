@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -13,9 +13,11 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
+from ctxdocs.checks import one_of
 from ctxdocs.errors import InputError
-from ctxdocs.integrations.llama_index.nodes import node_of
-from ctxdocs.integrations.reading import LibraryReader, Search
+from ctxdocs.integrations.llama_index.nodes import Content, node_of, with_content
+from ctxdocs.integrations.reading import LibraryReader
+from ctxdocs.integrations.searching import Search
 from ctxdocs.library import Library
 from ctxdocs.sharing import shared_library
 
@@ -36,6 +38,10 @@ class CompressedMemoryRetriever(BaseRetriever):
     filters : MetadataFilters or dict, optional
         What must be so of a document: LlamaIndex's filters over its metadata, or values by their names, a list for
         "one of". ``source`` is the document's uri. The documents of the library are gone through with every query.
+    content : {"text", "memory"}
+        What a node's text is: the chunk's, for rerankers, filters and people; or the reference to its memory, for
+        engines that write nodes' texts into prompts of their own making (``CitationQueryEngine``). The chunk's text
+        is then ``text`` in the metadata.
     callback_manager : CallbackManager, optional
         LlamaIndex's.
 
@@ -60,10 +66,12 @@ class CompressedMemoryRetriever(BaseRetriever):
         retrieval: str = "hybrid",
         rerank: str = "none",
         filters: MetadataFilters | Mapping[str, Any] | None = None,
+        content: Content = "text",
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self.library = shared_library(library)
         self.search = Search(k, retrieval, rerank, _filter(filters))
+        self.content = one_of("content", content, get_args(Content))
         self._reader = LibraryReader(self.library)
         super().__init__(callback_manager=callback_manager)
 
@@ -74,7 +82,7 @@ class CompressedMemoryRetriever(BaseRetriever):
         for hit in hits:
             document = stored[hit.document]
             node = node_of(hit, self._reader.references, document.metadata if document else {})
-            nodes.append(NodeWithScore(node=node, score=hit.score))
+            nodes.append(NodeWithScore(node=with_content(node, self.content), score=hit.score))
         return nodes
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

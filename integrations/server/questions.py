@@ -34,12 +34,15 @@ class Reading:
         How many chunks.
     retrieval, rerank : str
         As in :meth:`ctxdocs.Library.search`.
+    blend : float, optional
+        As in :meth:`ctxdocs.Library.blend`.
     """
 
     mode: Mode = "memory"
     k: int = 4
     retrieval: Retrieval = "hybrid"
     rerank: Rerank = "none"
+    blend: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,22 @@ class Prompting:
         Raises
         ------
         InputError
-            If the model's chat template has no place for a system text.
+            If the model's chat template has no place for a system text, or memories that are not exact are blended.
         """
         hits, sources = self._sources(question, hits)
         compressor: Any = self.library.compressor
         tokenizer = compressor.tokenizer
         if question.form == "text":
             layout = replace(compressor.prompt_format, template="{sources}{question}", bos="tokenizer")
-            return Laid(layout.build(question.text, sources, tokenizer, compressor.prefix_ids), hits, ())
+            prompt = layout.build(question.text, sources, tokenizer, compressor.prefix_ids)
+            return Laid(self._blended(prompt, question, hits), hits, ())
         chat = ChatFormat.of(compressor, _SYSTEM if question.system else None)
-        return Laid(_chat_prompt(compressor, chat, question, sources), hits, chat.turn.stop)
+        prompt = _chat_prompt(compressor, chat, question, sources)
+        return Laid(self._blended(prompt, question, hits), hits, chat.turn.stop)
+
+    def _blended(self, prompt: Prompt, question: Question, hits: Sequence[Hit]) -> Prompt:
+        share = question.reading.blend
+        return prompt if share is None else self.library.blend(prompt, hits, share)
 
     def _sources(self, question: Question, hits: list[Hit]) -> tuple[list[Hit], Sequence[Memory | str]]:
         if question.reading.mode != "memory":

@@ -84,7 +84,10 @@ def reading(body: Any, settings: Settings) -> Reading:
     """Return what is read of the library."""
     if body.k > settings.max_sources:
         raise _wrong("k", f"k is {body.k}; at most {settings.max_sources} chunks are read for a question")
-    return Reading(getattr(body, "mode", "memory"), body.k, body.retrieval, body.rerank)
+    mode, blend = getattr(body, "mode", "memory"), getattr(body, "blend", None)
+    if blend is not None and mode != "memory":
+        raise _wrong("blend", f"blend is for memories, and mode {mode!r} reads none")
+    return Reading(mode, body.k, body.retrieval, body.rerank, blend)
 
 
 def generation_options(body: ChatRequest | CompletionRequest, settings: Settings) -> GenerationOptions:

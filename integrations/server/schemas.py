@@ -37,6 +37,7 @@ class _Reading(_Body):
     k: Annotated[int, Field(ge=1, description="Chunks to read.")] = 4
     retrieval: Retrieval = "hybrid"
     rerank: Rerank = "none"
+    blend: float | None = Field(None, ge=0, le=1, description="Share of tokens computed again in exact memories.")
 
 
 class StreamOptions(_Body):
