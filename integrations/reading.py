@@ -17,6 +17,7 @@ from ctxdocs.chat_format import ChatFormat
 from ctxdocs.errors import InputError
 from ctxdocs.generation import Generation, GenerationOptions
 from ctxdocs.integrations.contents import Contents
+from ctxdocs.integrations.hints import look_for_copies, note_found
 from ctxdocs.integrations.searching import Search
 from ctxdocs.memory import Memory
 from ctxdocs.prompts import Piece, assemble, begun, encode_text, with_bos
@@ -84,7 +85,9 @@ class LibraryReader:
     def search(self, queries: Sequence[str], search: Search) -> list[list[Hit]]:
         """Search the library, one thread at a time."""
         with one_at_a_time(self.library, with_model=search.rerank != "none"):
-            return search.found(self.library, queries)
+            found = search.found(self.library, queries)
+        note_found(self.library, (hit.text for hits in found for hit in hits))
+        return found
 
     # Laying out prompts.
 
@@ -289,6 +292,8 @@ class LibraryReader:
         """Return a text's pieces, memories in place of references, each in its frame; and the chunks they are of."""
         parts = self.references.read(text)
         chunks = [part for part in parts if not isinstance(part, str)]
+        if not chunks:
+            look_for_copies(self.library, text)
         memories = iter(self.library.store.memories(chunks))
         pieces: Pieces = []
         for part in parts:

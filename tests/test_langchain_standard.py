@@ -41,10 +41,6 @@ class OverALibrary:
         return {"library": self.library}
 
     @property
-    def has_tool_calling(self) -> bool:
-        return False  # no local model is made to keep to a tool's schema
-
-    @property
     def structured_output_kwargs(self):
         return {"method": "json_schema"}
 

@@ -194,19 +194,6 @@ class ChatCompressedMemory(LibrarySettings, BaseChatModel):
         kwargs.pop("strict", None)
         return structured(self, schema, method, include_raw, kwargs)
 
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        """Refuse tools.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(
-            "ChatCompressedMemory calls no tools: search in a step in front of it (retriever | format_memories), have "
-            "it search by itself (k=...), or let a model that calls tools be the agent, with the retriever as its tool"
-        )
-
     def get_token_ids(self, text: str) -> list[int]:
         """Return the ids of what the model reads of a text: its tokens, and -1 for every slot of a memory."""
         return self._reader.token_ids(text)
