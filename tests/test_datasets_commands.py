@@ -10,7 +10,7 @@ from ctxdocs.datasets import Document, Question, read_records, record_id, split_
 from ctxdocs.datasets.__main__ import main
 from ctxdocs.datasets.converting import convert
 from ctxdocs.datasets.formats import detect
-from ctxdocs.datasets.overlap import check_overlap, compared_texts
+from ctxdocs.datasets.overlap import Shared, check_overlap, compared_texts
 from ctxdocs.datasets.splits import split_files
 from ctxdocs.errors import CtxdocsError, DocumentError, InputError
 
@@ -221,9 +221,18 @@ def test_shared_runs_are_found_whatever_the_case_and_punctuation(tmp_path):
         (f"{train}:3", f"{test}:2", 14),
     ]
     assert report.overlaps[0].words == RUN
+    assert (report.shared_runs, report.shared) == (14, [Shared(f"{test}:2", runs=14, shared=14)])
     assert (report.test_records, report.too_short, report.train_records, report.test_runs) == (2, 1, 3, 14)
     assert [found.runs for found in check_overlap(train, test, n=18).overlaps] == [1]
     assert [found.runs for found in check_overlap(train, test, n=4).overlaps] == [2, 1, 15]
+
+
+def test_how_much_of_a_test_record_is_shared(tmp_path):
+    asked = Question("Which?", ("ships",), (f"{SENTENCE} {SENTENCE}", "Nothing of it."), (0, 1))
+    train, test = overlap_files(tmp_path, [asked, Document("nobody says this anywhere")], Document(f"She {RUN}."))
+    report = check_overlap(train, test, n=4, compare="contexts")
+    assert (report.test_runs, report.shared_runs) == (15 + 3 + 1, 2)
+    assert report.shared == [Shared(f"{test}:1", runs=33, shared=4)]
 
 
 def test_answers_are_tested_by_their_sentences():

@@ -56,7 +56,7 @@ def test_however_the_rows_are_cut_scores_are_the_same(monkeypatch):
     compressor = tiny_kv("kvzip", prefix=PREFIX, request=REQUEST)
     at_once = compressor.score_ids(DOCUMENT)
     for entries in (1, 700, 2000):
-        monkeypatch.setattr(kvzip, "_AT_ONCE", entries)
+        monkeypatch.setitem(kvzip._AT_ONCE, "cpu", entries)
         close(compressor.score_ids(DOCUMENT), at_once, rtol=1e-5, atol=1e-6)
 
 

@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from ctxdocs.checkpoints import load_compressor
+from ctxdocs.datasets.reading import write_records
+from ctxdocs.datasets.records import Document, Question
 from ctxdocs.errors import InputError
 from ctxdocs.training.bundled import sources
 from ctxdocs.training.bundled.__main__ import main
 from ctxdocs.training.bundled.batches import PADDING_ID, Batches, question_document
 from ctxdocs.training.bundled.checkpoint import LOG, Progress
 from ctxdocs.training.bundled.cloze import CONTEXT_CHARACTERS, cloze_questions
-from ctxdocs.training.bundled.data import load_split, prepare, split_of
+from ctxdocs.training.bundled.data import load_split, prepare
 from ctxdocs.training.bundled.evaluate import bootstrap, word_f1
 from ctxdocs.training.bundled.losses import losses, total, weighted_cross_entropy
 from ctxdocs.training.bundled.memories import memories_of
 from ctxdocs.training.bundled.optimisers import build_optimisers, set_rates
 from ctxdocs.training.bundled.recipe import PRESETS
+from ctxdocs.training.bundled.records import records_of, split_of, write_clean
 from ctxdocs.training.bundled.table import initial_table
 from ctxdocs.training.bundled.train import build_compressor, compile_by_token, train
 
@@ -104,6 +107,23 @@ def test_held_out_titles_are_written_down_and_never_in_the_training_split(cache)
 def test_published_test_questions_are_left_out(cache):
     asked = sum(len(load_split(cache, split).questions.context_of) for split in ("train", "validation", "test"))
     assert asked == 45 * len(sources.QUESTIONS)
+
+
+def test_training_texts_share_no_long_run_of_words_with_held_out_ones(tmp_path):
+    rng = random.Random(1)
+    held_out, free, said = (" ".join(f"{name}{rng.random()}" for _ in range(40)) for name in ("held", "free", "said"))
+    titles = {split: next(t for t in map(str, range(1000)) if split_of(t) == split) for split in ("train", "test")}
+    texts = {name: [Document(free, titles["train"])] for name in (source.name for source in sources.TEXTS)}
+    texts["docs"] = [Document(f"{free}\n\nAs {held_out} has it.\n\n{said}", titles["train"])]
+    asked = [Question("Which?", ("free0",), (context,), (0,), titles["train"]) for context in (f"Of {held_out}", said)]
+    for name, records in {**texts, "boolq": asked}.items():
+        write_records(tmp_path / "train" / f"{name}.jsonl", records)
+    write_records(tmp_path / "test" / "openstax.jsonl", [Document(held_out, titles["test"])])
+    report = write_clean(tmp_path)
+    assert (report.train_records, report.written, report.shortened) == (6, 5, 1)
+    assert [record.text for record in records_of(tmp_path / "clean", "docs")] == [f"{free}\n\n{said}"]
+    assert [record.contexts for record in records_of(tmp_path / "clean", "boolq")] == [(said,)]
+    assert list(records_of(tmp_path / "clean", "squad_train_subset")) == []
 
 
 def test_preparing_again_changes_nothing(data, cache):
@@ -324,6 +344,7 @@ def test_one_command_makes_a_model_that_loads_and_its_card(data, tmp_path):
     assert documents > 0
     assert f"| {documents} |" in card
     assert all(source.licence in card for source in (*sources.TEXTS, *sources.QUESTIONS))
+    assert "because they shared 13 words in a row" in card
 
 
 def test_words_of_one_meaning_start_out_alike(tmp_path):

@@ -59,7 +59,7 @@ def same_weights(one: Path | str, other: Path | str) -> bool:
 )
 def test_a_run_writes_a_folder_that_loads(config, folder, method, objective):
     changes = [
-        "objective=documents",
+        f"objective={objective}",
         "documents.document_tokens=[24]",
         "documents.read_tokens=16",
         "documents.cue=[2,4]",
@@ -145,6 +145,17 @@ def test_what_is_held_out_is_measured_and_not_trained_on(config):
     counts = [described["files"]["documents.jsonl"]["documents"], held_out["files"]["documents.jsonl"]["documents"]]
     assert sum(counts) == 40
     assert 0 < counts[1] < 25
+
+
+def test_losses_that_are_held_out_bear_the_names_of_those_that_are_trained(config, folder):
+    files = [str(folder / "documents.jsonl"), str(folder / "questions.jsonl")]
+    changes = ["objective=documents", "documents.document_tokens=[8,16]", "documents.read_tokens=8"]
+    changes += ["documents.cue=[1,2]", "data.validation_share=0.3", "data.sequence_tokens=0"]
+    result = train(config(*changes, data_files=files))
+    trained = {name for line in result.log for name in line if name.startswith("loss_")}
+    measured = {name for line in result.log for name in line if name.startswith("eval_")}
+    assert {"loss_answers", "loss_continuation"} <= trained
+    assert measured == {"eval_loss", *(f"eval_{name}" for name in trained)}
 
 
 def test_measuring_does_not_change_training(config, folder):

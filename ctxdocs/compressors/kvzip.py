@@ -12,6 +12,7 @@ out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,8 @@ NEXT_REQUEST = "\n\nRepeat the part of the previous context exactly, starting wi
 QUOTED_TOKENS = 8
 
 _REQUEST = ("first", "next", "suffix")
-# Entries of the largest tensor that scoring computes at once (float32).
-_AT_ONCE = 1 << 24
+# Entries of the largest tensor that scoring computes at once (float32): what keeps a GPU busy, or fits a CPU's cache.
+_AT_ONCE = {"cuda": 1 << 24, "cpu": 1 << 18}
 
 
 @dataclass(frozen=True)
@@ -221,16 +222,18 @@ def _highest(attention: Attention, queries: Tensor, prefix: Tensor, piece: Tenso
     kv_heads, tokens, size = own.shape
     groups = queries.shape[0] // kv_heads
     queries = queries.reshape(kv_heads, groups, tokens, size)
-    front = torch.cat([prefix, piece], dim=1)
+    keys = torch.cat([prefix, piece, own], dim=1)
+    first, last, total = prefix.shape[1], prefix.shape[1] + piece.shape[1], keys.shape[1]
     best = torch.zeros(piece.shape[:2], device=piece.device)
-    rows = max(1, _AT_ONCE // (kv_heads * groups * (front.shape[1] + tokens)))
-    for start in range(0, tokens, rows):
-        stop = min(start + rows, tokens)
-        keys = torch.cat([front, own[:, :stop]], dim=1)
-        scores = attention.scores(queries[:, :, start:stop].flatten(1, 2), keys)
-        scores = scores.unflatten(1, (groups, stop - start))
-        later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=keys.device).triu(1)
-        scores[..., front.shape[1] + start :].masked_fill_(later, -torch.inf)
-        paid = scores.softmax(-1)[..., prefix.shape[1] : front.shape[1]]
-        best = torch.maximum(best, paid.amax((1, 2)))
+    entries = _AT_ONCE.get(piece.device.type, _AT_ONCE["cuda"])
+    rows = min(tokens, max(1, entries // (groups * total)))
+    heads = max(1, entries // (groups * rows * total))
+    later = torch.ones(rows, rows, dtype=torch.bool, device=piece.device).triu(1)
+    for head, start in itertools.product(range(0, kv_heads, heads), range(0, tokens, rows)):
+        here, stop = slice(head, head + heads), min(start + rows, tokens)
+        scores = attention.scores(queries[here, :, start:stop].flatten(1, 2), keys[here, : last + stop])
+        by_query = scores.unflatten(1, (groups, stop - start))
+        by_query[..., last + start :].masked_fill_(later[: stop - start, : stop - start], -torch.inf)
+        paid = scores.softmax(-1)[..., first:last].amax(1)
+        best[here] = torch.maximum(best[here], paid)
     return best

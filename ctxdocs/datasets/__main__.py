@@ -220,7 +220,9 @@ def _show_overlaps(report: OverlapReport) -> None:
         print(f"{overlap.train}: {runs}, the first in {overlap.test}: {overlap.words}")
     if len(report.overlaps) > _SHOWN:
         print(f"... and {len(report.overlaps) - _SHOWN:,} more (--json prints all)")
-    values = report.to_dict() | {"overlaps": len(report.overlaps)}
+    mostly = sum(2 * found.shared > found.runs for found in report.shared)
+    counted = {"overlaps": len(report.overlaps), "shared": len(report.shared), "more_than_half_shared": mostly}
+    values = report.to_dict() | counted
     _print_values(values)
 
 

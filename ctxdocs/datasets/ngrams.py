@@ -65,10 +65,10 @@ class NgramIndex:
     def __init__(self, hasher: NgramHasher, texts: Sequence[Sequence[str]]) -> None:
         self.hasher = hasher
         hashes = [hasher.hash_words(words) for words in texts]
-        owners = np.repeat(np.arange(len(texts)), [len(runs) for runs in hashes])
+        self._texts = np.repeat(np.arange(len(texts)), [len(runs) for runs in hashes])
         together = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-        self._hashes, first = np.unique(together, return_index=True)
-        self._owners = owners[first]
+        self._hashes, first, self._runs = np.unique(together, return_index=True, return_inverse=True)
+        self._owners = self._texts[first]
         # Almost every run of another text is none of these: one look at a table that fits the cache says so.
         self._filter = np.zeros(2**_FILTER_BITS, dtype=bool)
         self._filter[self._buckets(self._hashes)] = True
@@ -76,8 +76,17 @@ class NgramIndex:
     def __len__(self) -> int:
         return len(self._hashes)
 
+    def owner(self, run: int) -> int:
+        """Return the number of the first text that holds a run."""
+        return int(self._owners[run])
+
+    def counts(self, runs: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return how many places of every text some of the runs stand at, int64 ``[texts]``; bool ``[len(self)]``."""
+        texts = int(self._texts[-1]) + 1 if len(self._texts) else 0
+        return np.bincount(self._texts[runs[self._runs]], minlength=texts)
+
     def find(self, text: str) -> list[tuple[int, int, str]]:
-        """Return where a text shares a run: word number, number of the text that holds it too, the run itself."""
+        """Return where a text shares a run: word number, number of the run, its words."""
         words = words_of(text)
         runs = self.hasher.hash_words(words)
         maybe = np.flatnonzero(self._filter[self._buckets(runs)])
@@ -86,7 +95,7 @@ class NgramIndex:
         entries = np.minimum(np.searchsorted(self._hashes, runs[maybe]), len(self._hashes) - 1)
         shared = self._hashes[entries] == runs[maybe]
         return [
-            (int(word), int(self._owners[entry]), " ".join(words[word : word + self.hasher.n]))
+            (int(word), int(entry), " ".join(words[word : word + self.hasher.n]))
             for word, entry in zip(maybe[shared], entries[shared], strict=True)
         ]
 

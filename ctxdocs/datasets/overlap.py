@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ctxdocs.datasets.files import PathsLike, find_files, is_records_file, writing
 from ctxdocs.datasets.ngrams import NgramHasher, NgramIndex
@@ -47,6 +51,25 @@ class Overlap:
     words: str
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A test record that shares runs of words with training records.
+
+    Parameters
+    ----------
+    test : str
+        Place, ``"file:line"``.
+    runs : int
+        Places in its compared texts at which a run begins.
+    shared : int
+        At how many of them the run stands in a training record, too.
+    """
+
+    test: str
+    runs: int
+    shared: int
+
+
 @dataclass
 class OverlapReport:
     """What :func:`check_overlap` found.
@@ -61,8 +84,12 @@ class OverlapReport:
         Test records of fewer than n words, which nothing can be said of.
     train_records : int
         Records looked through.
+    shared_runs : int
+        Different runs of the test records that training records share.
     overlaps : list of Overlap
         One per training record that shares something.
+    shared : list of Shared
+        One per test record that shares something.
     written, shortened : int
         Training records written out clean, and how many of them lost paragraphs.
     skipped : int
@@ -74,7 +101,9 @@ class OverlapReport:
     test_runs: int = 0
     too_short: int = 0
     train_records: int = 0
+    shared_runs: int = 0
     overlaps: list[Overlap] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
     written: int = 0
     shortened: int = 0
     skipped: int = 0
@@ -128,6 +157,7 @@ def check_overlap(
     report, skipped = OverlapReport(n), Skipped()
     index, places = _index(read_records(test, on_error=on_error, skipped=skipped), compare, report)
     report.test_runs = len(index)
+    is_shared = np.zeros(len(index), dtype=bool)
     files = find_files(train)
     with _writers(output, files) as writer_of:
         for file in files:
@@ -136,13 +166,16 @@ def check_overlap(
                 report.train_records += 1
                 found = _shared(record, index)
                 if found:
-                    _, owner, words = found[0]
-                    report.overlaps.append(Overlap(record.place, places[owner], len(found), words))
+                    _, run, words = found[0]
+                    report.overlaps.append(Overlap(record.place, places[index.owner(run)], len(found), words))
+                    is_shared[[run for _, run, _ in found]] = True
                 clean = record if not found else _cleaned(record, index) if remove == "paragraphs" else None
                 if write is not None and clean is not None:
                     write.write(record_line(clean))
                     report.written += 1
                     report.shortened += clean is not record
+    report.shared_runs = int(is_shared.sum())
+    report.shared = _shared_by_test(index, places, is_shared)
     report.skipped = skipped.count
     return report
 
@@ -190,6 +223,16 @@ def _index(records: Iterable[Record], compare: Compare, report: OverlapReport) -
     if not texts:
         raise InputError(f"no test record has {report.n} words", "compare shorter runs (n)")
     return NgramIndex(NgramHasher(report.n), texts), places
+
+
+def _shared_by_test(index: NgramIndex, places: Sequence[str], is_shared: NDArray[np.bool_]) -> list[Shared]:
+    counts = index.counts(np.ones_like(is_shared)).tolist(), index.counts(is_shared).tolist()
+    runs: Counter[str] = Counter()
+    shared: Counter[str] = Counter()
+    for place, in_all, some in zip(places, *counts, strict=True):  # a question is compared by several texts
+        runs[place] += in_all
+        shared[place] += some
+    return [Shared(place, runs[place], count) for place, count in shared.items() if count]
 
 
 def _shared(record: Record, index: NgramIndex) -> list[tuple[int, int, str]]:

@@ -62,7 +62,7 @@ class Attention:
         torch.Tensor
             ``[kv_heads, queries, keys]``.
         """
-        scores = _products(queries, keys.transpose(1, 2)) * self.scaling
+        scores = _products(queries, keys.transpose(1, 2)).mul_(self.scaling)
         return scores if self.softcap is None else (scores / self.softcap).tanh() * self.softcap
 
 

@@ -162,8 +162,10 @@ class CompressorTrainer(Trainer):
                     with self.compute_loss_context_manager():
                         output: StepOutput = model(self._prepare_inputs(inputs), part, carried)
                     carried = output["carried"]
-                    for name, value in {**output["losses"], "loss": output["loss"]}.items():
-                        sums[name].append(value.detach().float())
+                    sums["loss"].append(output["loss"].detach().float())
+                    for name, value in output["losses"].items():
+                        if name != "loss":
+                            sums[f"loss_{name}"].append(value.detach().float())
         model.train(was_training)
         means = {name: torch.stack(values).mean() for name, values in sorted(sums.items())}
         metrics = {

@@ -73,8 +73,8 @@ def measure(cache: Path, output: Path, device: str) -> None:
     figures = evaluate(compressor, load_split(cache, "test"))
     text = json.dumps(figures, indent=1, default=dataclasses.asdict)
     (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    tokens = json.loads((cache / "prepared.json").read_text(encoding="utf-8"))["tokens"]
-    write_card(output, compressor, Progress.load(output / LOG), figures, tokens)
+    prepared = json.loads((cache / "prepared.json").read_text(encoding="utf-8"))
+    write_card(output, compressor, Progress.load(output / LOG), figures, prepared)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ memories{behind}.
 ## Data
 
 The weights were trained on these texts; the texts themselves are not part of the model's folder. Published
-development and test sets were not used.
+development and test sets were not used.{overlap}
 
 | data | training tokens | licence |
 |---|---:|---|
@@ -94,7 +94,7 @@ development and test sets were not used.
 
 
 def write_card(
-    output: Path, compressor: Compressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]
+    output: Path, compressor: Compressor, progress: Progress, figures: Mapping[str, Any], prepared: Mapping[str, Any]
 ) -> None:
     """Write ``README.md`` into the model's folder.
 
@@ -108,13 +108,13 @@ def write_card(
         How it was trained.
     figures : mapping
         What :func:`ctxdocs.training.bundled.evaluate.evaluate` returned for the test split.
-    tokens : mapping of str to int
-        Size of the prepared data, as ``split.source``.
+    prepared : mapping
+        What is in ``prepared.json``, see :func:`ctxdocs.training.bundled.data.prepare`.
     """
-    (output / "README.md").write_text(card(compressor, progress, figures, tokens), encoding="utf-8")
+    (output / "README.md").write_text(card(compressor, progress, figures, prepared), encoding="utf-8")
 
 
-def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any], tokens: Mapping[str, int]) -> str:
+def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any], prepared: Mapping[str, Any]) -> str:
     """Return the model card as markdown."""
     recipe, config = PRESETS[progress.preset], compressor.model.config
     return _CARD.format(
@@ -142,7 +142,8 @@ def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any],
         answer_losses=_table(figures["answer_loss"], "loss of the answer"),
         answer_scores=_table(figures["answer_f1"], "F1"),
         curve=_curve(progress),
-        data=_data(tokens),
+        overlap=_overlap(prepared.get("overlap")),
+        data=_data(prepared["tokens"]),
     )
 
 
@@ -193,6 +194,15 @@ def _curve(progress: Progress) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{'---:|' * len(header)}"]
     lines += [f"| {' | '.join(str(row[name]) for name in header)} |" for row in rows]
     return "Training losses over time (nats per token):\n\n" + "\n".join(lines)
+
+
+def _overlap(found: Mapping[str, int] | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f" Of {found['records']:,} training records\n{found['removed']:,} were left out, and {found['shortened']:,} "
+        f"lost paragraphs, because they shared {found['words']} words in a row\nwith what is held out."
+    )
 
 
 def _data(tokens: Mapping[str, int]) -> str:

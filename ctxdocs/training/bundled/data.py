@@ -1,30 +1,31 @@
-"""Preparing the data: split by title, tokenise, pack as 16-bit ids that are read through memory maps."""
+"""Preparing the data: split by title, clean, tokenise, pack as 16-bit ids that are read through memory maps."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxdocs import datasets
+from ctxdocs.datasets.records import Document, Question
 from ctxdocs.datasets.splits import SPLITS
 from ctxdocs.datasets.tokenising import BatchEncoder
 from ctxdocs.datasets.tokens import TokenSequences
 from ctxdocs.training.bundled import sources
-from ctxdocs.training.bundled.cloze import CONTEXT_CHARACTERS, cloze_questions
+from ctxdocs.training.bundled.cloze import cloze_questions
+from ctxdocs.training.bundled.records import CLEAN, records_of, write_clean, write_splits
 from ctxdocs.training.bundled.tokenizer import train_tokenizer
 
-#: Share that goes to validation, and share that goes to test.
-HELD_OUT = 0.02
-ANSWER_CHARACTERS = 200
 #: Answers a question about something that is not in the documents.
 NOT_FOUND = "not in the documents"
+_KINDS = ("questions", "cloze")
+#: Context, question and answer.
+_Asked: TypeAlias = tuple[str, str, str]
 _TOKENIZER_CHARACTERS = 6_000_000  # per source
 _TOKENIZER_DOCUMENT = 80_000  # characters of one document
 
@@ -79,11 +80,6 @@ class Split:
     not_found: NDArray[np.int64]
 
 
-def split_of(title: str) -> datasets.Split:
-    """Return the split that a title belongs to: 2 % validation, 2 % test, the rest train, by its hash."""
-    return datasets.split_of(title, validation=HELD_OUT, test=HELD_OUT)
-
-
 def load_split(cache: Path, split: str) -> Split:
     """Map one split of prepared data."""
     from tokenizers import Tokenizer
@@ -97,12 +93,15 @@ def load_split(cache: Path, split: str) -> Split:
 def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | None = None) -> None:
     """Write tokenizer and packed splits to ``cache``, unless they are there already.
 
+    Training texts are those of :func:`ctxdocs.training.bundled.records.write_clean`.
+
     Parameters
     ----------
     data : Path
         Folder with ``lm/`` and ``qa/``.
     cache : Path
-        Created if absent. ``prepared.json`` is written last: token counts, and the held-out titles of each split.
+        Created if absent. ``prepared.json`` is written last: token counts, the held-out titles of each split, and what
+        training texts shared with them and lost.
     vocabulary : int
         Size of the tokenizer's vocabulary, at most 65,536.
     tokenizer_file : Path, optional
@@ -110,84 +109,78 @@ def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | Non
     """
     if (cache / "prepared.json").is_file():
         return
-    from tokenizers import Tokenizer
-
     cache.mkdir(parents=True, exist_ok=True)
-    if tokenizer_file is None:
-        tokenizer = train_tokenizer(_tokenizer_texts(data), vocabulary)
-    else:
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    tokenizer.save(str(cache / "tokenizer.json"))
-    encoder = BatchEncoder(tokenizer)
-    summary: dict[str, Any] = {"vocabulary": tokenizer.get_vocab_size(), "tokens": {}, "held_out_titles": {}}
-    cloze: dict[datasets.Split, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
-    rng = np.random.default_rng(0)
-    for source in sources.TEXTS:
-        documents = defaultdict(list)
-        titles = defaultdict(set)
-        for title, text in sources.read_texts(data, source):
-            documents[split_of(title)].append(text)
-            titles[split_of(title)].add(title)
-            if source.cloze == "made":
-                cloze[split_of(title)] += cloze_questions(text, rng)
-        for split in SPLITS:
-            packed = TokenSequences.pack(encoder.encode(documents[split]))
-            packed.save(cache / f"{split}.{source.name}")
-            summary["tokens"][f"{split}.{source.name}"] = len(packed.tokens)
-        summary["held_out_titles"][source.name] = {split: sorted(titles[split]) for split in SPLITS[1:]}
-    for kind, splits in (("questions", _split_questions(data)), ("cloze", cloze)):
-        for split, records in splits.items():
-            questions = _encode_questions(encoder, records)
-            questions.save(cache / f"{split}.{kind}")
-            summary["tokens"][f"{split}.{kind}"] = sum(
-                len(packed.tokens) for packed in (questions.contexts, questions.questions, questions.answers)
-            )
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        records = Path(temporary)
+        write_splits(data, records)
+        report = write_clean(records)
+        folders = dict(zip(SPLITS, (records / CLEAN, *(records / split for split in SPLITS[1:])), strict=True))
+        summary = _pack(folders, cache, vocabulary, tokenizer_file)
+    summary["overlap"] = {
+        "words": report.n,
+        "records": report.train_records,
+        "removed": report.train_records - report.written,
+        "shortened": report.shortened,
+    }
     partial = cache / "prepared.json.part"
     partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(cache / "prepared.json")
 
 
-def _tokenizer_texts(data: Path) -> Iterator[str]:
+def _pack(folders: Mapping[str, Path], cache: Path, vocabulary: int, tokenizer_file: Path | None) -> dict[str, Any]:
+    """Tokenise the records of all splits."""
+    from tokenizers import Tokenizer
+
+    if tokenizer_file is None:
+        tokenizer = train_tokenizer(_tokenizer_texts(folders["train"]), vocabulary)
+    else:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.save(str(cache / "tokenizer.json"))
+    encoder = BatchEncoder(tokenizer)
+    summary: dict[str, Any] = {"vocabulary": tokenizer.get_vocab_size(), "tokens": {}, "held_out_titles": {}}
+    asked: dict[str, dict[str, list[_Asked]]] = {kind: {split: [] for split in folders} for kind in _KINDS}
+    rng = np.random.default_rng(0)
+    for source in sources.TEXTS:
+        titles: dict[str, list[str]] = {}
+        for split, folder in folders.items():
+            documents = [each for each in records_of(folder, source.name) if isinstance(each, Document)]
+            packed = TokenSequences.pack(encoder.encode(document.text for document in documents))
+            packed.save(cache / f"{split}.{source.name}")
+            summary["tokens"][f"{split}.{source.name}"] = len(packed.tokens)
+            titles[split] = sorted({document.title for document in documents})
+            if source.cloze == "made":
+                asked["cloze"][split] += (
+                    made for document in documents for made in cloze_questions(document.text, rng)
+                )
+        summary["held_out_titles"][source.name] = {split: titles[split] for split in SPLITS[1:]}
+    for split, folder in folders.items():
+        records = (record for source in sources.QUESTIONS for record in records_of(folder, source.name))
+        asked["questions"][split] = [
+            (record.contexts[0], record.question, record.answers[0])
+            for record in records
+            if isinstance(record, Question)
+        ]
+    for kind, splits in asked.items():
+        for split, found in splits.items():
+            questions = _encode_questions(encoder, found)
+            questions.save(cache / f"{split}.{kind}")
+            summary["tokens"][f"{split}.{kind}"] = sum(
+                len(packed.tokens) for packed in (questions.contexts, questions.questions, questions.answers)
+            )
+    return summary
+
+
+def _tokenizer_texts(folder: Path) -> Iterator[str]:
     """Yield training texts, the same number of characters from every source."""
     for source in sources.TEXTS:
         budget = _TOKENIZER_CHARACTERS
-        for title, text in sources.read_texts(data, source):
-            if split_of(title) == "train":
-                yield text[: min(budget, _TOKENIZER_DOCUMENT)]
-                budget -= min(len(text), _TOKENIZER_DOCUMENT)
-                if budget <= 0:
-                    break
+        for record in records_of(folder, source.name):
+            if budget > 0 and isinstance(record, Document):
+                yield record.text[: min(budget, _TOKENIZER_DOCUMENT)]
+                budget -= min(len(record.text), _TOKENIZER_DOCUMENT)
 
 
-def _split_questions(data: Path) -> dict[datasets.Split, list[tuple[str, str, str]]]:
-    """Return ``(context, question, answer)`` by split; by the context's hash where a record has no title."""
-    records: dict[datasets.Split, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
-    for source in sources.QUESTIONS:
-        for record in sources.read_questions(data, source):
-            context, answer = record["context"], record["answers"][0].strip()
-            cut = _cut_context(context, answer)
-            if cut and answer and len(answer) <= ANSWER_CHARACTERS:
-                split = split_of(record["title"] or context)
-                records[split].append((cut, record["question"].strip(), answer))
-    return records
-
-
-def _cut_context(context: str, answer: str) -> str | None:
-    """Return a context short enough for one memory that still holds the answer, or None if it cannot be told."""
-    if len(context) <= CONTEXT_CHARACTERS:
-        return context
-    at = context.find(answer)
-    if at < 0:
-        return None
-    # A grid of half-overlapping stretches, so that questions about one context go on sharing it.
-    half = CONTEXT_CHARACTERS // 2
-    start = min(max(0, (at + len(answer) // 2) // half * half - half // 2), len(context) - CONTEXT_CHARACTERS)
-    start = context.rfind(" ", 0, start) + 1 if start else 0
-    cut = context[start : start + CONTEXT_CHARACTERS].rpartition(" ")[0]
-    return cut if answer in cut else None
-
-
-def _encode_questions(encoder: BatchEncoder, records: Sequence[tuple[str, str, str]]) -> Questions:
+def _encode_questions(encoder: BatchEncoder, records: Sequence[_Asked]) -> Questions:
     contexts = {context: None for context, _, _ in records}
     index = {context: number for number, context in enumerate(contexts)}
     records = sorted(records, key=lambda record: index[record[0]])
