@@ -13,7 +13,7 @@ from ctxdocs.integrations.server.questions import Question, Reading
 from ctxdocs.structure import checked_schema
 
 if TYPE_CHECKING:
-    from ctxdocs.integrations.server.schemas import ChatRequest, CompletionRequest, Message
+    from ctxdocs.integrations.server.schemas import ChatRequest, CompletionRequest, Message, Mode
     from ctxdocs.integrations.server.settings import Settings
 
 _CHOICES = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
@@ -84,7 +84,8 @@ def reading(body: Any, settings: Settings) -> Reading:
     """Return what is read of the library."""
     if body.k > settings.max_sources:
         raise _wrong("k", f"k is {body.k}; at most {settings.max_sources} chunks are read for a question")
-    mode, blend = getattr(body, "mode", "memory"), getattr(body, "blend", None)
+    mode: Mode = getattr(body, "mode", "memory")
+    blend = getattr(body, "blend", None)
     if blend is not None and mode != "memory":
         raise _wrong("blend", f"blend is for memories, and mode {mode!r} reads none")
     return Reading(mode, body.k, body.retrieval, body.rerank, blend)
