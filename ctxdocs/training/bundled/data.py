@@ -114,7 +114,7 @@ def prepare(data: Path, cache: Path, vocabulary: int, tokenizer_file: Path | Non
         records = Path(temporary)
         write_splits(data, records)
         report = write_clean(records)
-        folders: dict[str, Path] = {split: records / split for split in SPLITS} | {"train": records / CLEAN}
+        folders = {str(split): records / (CLEAN if split == "train" else split) for split in SPLITS}
         summary = _pack(folders, cache, vocabulary, tokenizer_file)
     summary["overlap"] = {
         "words": report.n,
