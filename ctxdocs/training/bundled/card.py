@@ -12,7 +12,7 @@ from ctxdocs.compressors.gist import GistCompressor
 from ctxdocs.training.bundled import sources
 from ctxdocs.training.bundled.checkpoint import Progress
 from ctxdocs.training.bundled.evaluate import CONTINUATION_TOKENS, DOCUMENT_TOKENS, NOTHING, Figure
-from ctxdocs.training.bundled.recipe import PRESETS
+from ctxdocs.training.bundled.recipe import PRESETS, Recipe
 from ctxdocs.training.bundled.train import count_parameters
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ _BEHIND = {
     "beacon": " into\neverything; the ratio is drawn per step",
     "kvzip": ";\nin training they hold every slot of their document",
 }
+
+_CLOZE = (
+    ";\n{:.0%} of the documents that are asked about come with questions made of running text, a sentence without one of "
+    "its\nnames or numbers"
+)
 
 _CARD = """# The bundled model
 
@@ -76,9 +81,7 @@ words of the greedy answer.
 ## Training
 
 Every step mixes plain text, continuations behind 1 to {most} memories (one of them the right one), documents rebuilt
-from their memory, and questions behind memories and behind text; {cloze} of the documents that are asked about come
-with questions made of running text, a sentence without one of its names or numbers. Gradients flow through the
-memories{behind}.
+from their memory, and questions behind memories and behind text{cloze}. Gradients flow through the memories{behind}.
 
 {curve}
 
@@ -124,7 +127,7 @@ def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any],
         vocabulary=config.vocab_size,
         name=_NAMES[compressor.method],
         memory=_memory(compressor),
-        cloze=f"{recipe.cloze:.0%}",
+        cloze=_CLOZE.format(recipe.cloze) if recipe.cloze else "",
         behind=_BEHIND[compressor.method],
         lengths=_listed(recipe.document_tokens),
         most=recipe.most_memories,
@@ -143,7 +146,7 @@ def card(compressor: Compressor, progress: Progress, figures: Mapping[str, Any],
         answer_scores=_table(figures["answer_f1"], "F1"),
         curve=_curve(progress),
         overlap=_overlap(prepared.get("overlap")),
-        data=_data(prepared["tokens"]),
+        data=_data(prepared["tokens"], recipe),
     )
 
 
@@ -205,14 +208,15 @@ def _overlap(found: Mapping[str, int] | None) -> str:
     )
 
 
-def _data(tokens: Mapping[str, int]) -> str:
+def _data(tokens: Mapping[str, int], recipe: Recipe) -> str:
     rows = [f"| {s.name} | {tokens[f'train.{s.name}']:,} | {s.licence} |" for s in sources.TEXTS]
     rows.append(
         f"| questions | {tokens['train.questions']:,} | "
         + "; ".join(f"{s.name}: {s.licence}" for s in sources.QUESTIONS)
         + " |"
     )
-    rows.append(f"| questions made of running text | {tokens['train.cloze']:,} | that of the text |")
+    if recipe.cloze:
+        rows.append(f"| questions made of running text | {tokens['train.cloze']:,} | that of the text |")
     return "\n".join(rows)
 
 

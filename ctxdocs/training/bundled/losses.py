@@ -12,7 +12,7 @@ from ctxdocs.training.bundled.batches import Batch, Rows
 from ctxdocs.training.bundled.memories import SummaryVectors, memories_of
 
 #: How much each loss counts.
-LOSS_WEIGHTS = {"text": 1.0, "text_answers": 0.5, "continuation": 1.0, "rebuilt": 0.5, "answers": 1.0, "words": 0.3}
+LOSS_WEIGHTS = {"text": 1.0, "text_answers": 0.5, "continuation": 1.0, "rebuilt": 0.5, "answers": 0.7, "words": 0.3}
 #: Words of this frequency count half in the words loss; rarer ones more, commoner ones less.
 _COMMON = 1e-3
 _ROWS_AT_ONCE = 1024
