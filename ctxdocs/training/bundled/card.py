@@ -30,10 +30,9 @@ _BEHIND = {
     "kvzip": ";\nin training they hold every slot of their document",
 }
 
-_CLOZE = (
-    ";\n{:.0%} of the documents that are asked about come with questions made of running text, a sentence without one of "
-    "its\nnames or numbers"
-)
+_CLOZE = """;
+{:.0%} of the documents that are asked about come with questions made of running text, a sentence without one of its
+names or numbers"""
 
 _CARD = """# The bundled model
 
