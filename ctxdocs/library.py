@@ -18,8 +18,9 @@ from ctxdocs.answers import Answer, Hit, Mode
 from ctxdocs.cache import Store
 from ctxdocs.corpus import Chunker, Document, SourceFile, find_files
 from ctxdocs.embedding import Embedder, load_embedder
-from ctxdocs.errors import FingerprintMismatch, InputError, LibraryError
+from ctxdocs.errors import InputError, LibraryError
 from ctxdocs.ingestion import AddProgress, AddReport, Ingestion, changed
+from ctxdocs.opening import open_compressor, open_embedder
 from ctxdocs.reranking import question_likelihoods
 from ctxdocs.retrieval import reciprocal_rank_fusion
 
@@ -144,7 +145,7 @@ class Library:
         """
         store = Store.open(Path(path))
         return cls(
-            store, lambda: _open_compressor(store, compressor, device), lambda: _open_embedder(store, embedder, device)
+            store, lambda: open_compressor(store, compressor, device), lambda: open_embedder(store, embedder, device)
         )
 
     @functools.cached_property
@@ -512,46 +513,3 @@ def _vanished(known: dict[str, str], paths: list[Path], found: set[str]) -> list
     """Documents below the given folders whose files were not found."""
     folders = [path.expanduser().resolve().as_posix() + "/" for path in paths if path.expanduser().is_dir()]
     return [uri for uri in known if uri not in found and any(uri.startswith(folder) for folder in folders)]
-
-
-def _open_compressor(store: Store, given: Any, device: str) -> Compressor:
-    from ctxdocs.checkpoints import load_compressor
-    from ctxdocs.compressors.base import Compressor
-
-    stored = store.manifest.compressor
-    if isinstance(given, Compressor):
-        compressor = given
-    else:
-        source = given if given is not None else stored["name_or_path"]
-        if source is None:
-            raise LibraryError(
-                f"the library {store.path} does not say where its compressor is", "pass compressor=... to open it"
-            )
-        load = functools.partial(load_compressor, source, method=stored["method"], device=device, dtype=stored["dtype"])
-        try:
-            compressor = load(**stored["settings"])
-        except InputError:
-            if given is None:
-                raise
-            # Another model may not even take the library's settings; its fingerprint says best what is wrong.
-            compressor = load()
-    if compressor.fingerprint != stored["fingerprint"]:
-        raise FingerprintMismatch(
-            f"the library {store.path} was made by compressor {stored['fingerprint'][:12]} "
-            f"({stored['name_or_path'] or stored['method']}), not by {compressor.fingerprint[:12]} "
-            f"({compressor.name_or_path or compressor.method})",
-            "open it with the compressor that made it, or compress the documents again into a new library",
-        )
-    return compressor
-
-
-def _open_embedder(store: Store, given: Any, device: str) -> Embedder:
-    stored = store.manifest.embedder
-    embedder = load_embedder(given if given is not None else stored["name"], None if device == "auto" else device)
-    if (embedder.name, embedder.dimension) != (stored["name"], stored["dimension"]):
-        raise LibraryError(
-            f"the library {store.path} was indexed with {stored['name']} ({stored['dimension']} dimensions), "
-            f"not with {embedder.name} ({embedder.dimension})",
-            "open it with the embedder that made its index",
-        )
-    return embedder
