@@ -79,8 +79,8 @@ class Endings:
                 return both
         return allowed
 
-    def tokens_to_end(self, matcher: Any, place: Place) -> int | None:
-        """Return how many tokens lead to a value's end, the nearest ones; None if they lead to none.
+    def way_to_end(self, matcher: Any, place: Place) -> list[int] | None:
+        """Return the tokens that lead to a value's end, the nearest ones; None if they lead to none.
 
         Parameters
         ----------
@@ -90,19 +90,22 @@ class Endings:
             Where that ends.
         """
         matcher, place = matcher.deep_copy(), replace(place)
-        for written in range(_FARTHEST):
-            if matcher.is_stopped():
-                return written
+        way: list[int] = []
+        while not matcher.is_stopped():
             allowed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
             token = int(np.unpackbits(self.nearest(allowed, place), bitorder="little").argmax())
-            if not matcher.consume_token(token):  # nothing may follow
-                break
+            if len(way) == _FARTHEST or not matcher.consume_token(token):  # nothing may follow
+                return None
+            way.append(token)
             place.pass_by(self._text_of(token))
-        return None
+        return way
 
 
 class Closing:
     """Sees to it that a value is whole before its tokens are used up, where they are enough for one.
+
+    At first everything is allowed that the grammar allows; then what brings the end nearer; at last, where the tokens
+    just suffice, one way to the end.
 
     Parameters
     ----------
@@ -116,6 +119,7 @@ class Closing:
         self._half: int | None = None
         self._look_below: float = float("inf")
         self._has_begun = False
+        self._way: list[int] = []
 
     def add(self, text: bytes) -> None:
         """Note what was written."""
@@ -124,11 +128,23 @@ class Closing:
     def narrowed(self, allowed: Bits, matcher: Any, room: int) -> Bits:
         """Return which of the allowed tokens may be written with so many left, this one included."""
         self._half = room // 2 if self._half is None else self._half
-        if not self._has_begun and room < self._look_below:
-            needed = self._endings.tokens_to_end(matcher, self._place)
-            # A model takes longer keys and numbers than the shortest; where no end is in sight, it gets half the room.
-            needed = self._half if needed is None else needed + 2 + needed // 4
-            self._has_begun = needed >= room
-            # The way to the end gets longer as things are opened, so it is measured again, sooner as room gets short.
-            self._look_below = room - (room - needed) // 2
+        if not self._way and room < self._look_below:
+            self._look(matcher, room, self._half)
+        if self._way:
+            only = np.zeros_like(allowed)
+            token = self._way.pop(0)
+            only[token // 8] = 1 << token % 8
+            return only
         return self._endings.nearest(allowed, self._place) if self._has_begun else allowed
+
+    def _look(self, matcher: Any, room: int, half: int) -> None:
+        """Look for the way to the end. It gets longer as things are opened: look again, sooner as room gets short."""
+        way = self._endings.way_to_end(matcher, self._place)
+        if way is not None and len(way) >= room - 1:
+            self._way = way
+            return
+        # A model takes longer keys and numbers than the shortest; where no end is in sight, it gets half the room.
+        needed = half if way is None else len(way) + 2 + len(way) // 4
+        self._has_begun = self._has_begun or needed >= room
+        least = needed if way is None or not self._has_begun else len(way)
+        self._look_below = room - max(room - least, 0) // 2

@@ -84,7 +84,7 @@ def bounded(kind, lowest, highest, most):
     return bounds.map(lambda two: {"type": kind, lowest: two[0], highest: sum(two)})
 
 
-ONE = st.text(max_size=5) | st.integers() | st.none()
+ONE = st.text(max_size=5) | st.integers(-(2**53), 2**53) | st.none()  # llguidance's numbers are 64-bit floats
 VALUES = st.recursive(
     st.one_of(
         bounded("string", "minLength", "maxLength", 4),
@@ -106,7 +106,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=VALUES, seed=st.integers(0, 99))
 def test_whatever_the_schema_a_whole_value_keeps_to_it(tokenizer, schema, seed):
     text = drawn(schema, tokenizer, seed)
@@ -144,8 +144,8 @@ def test_a_value_without_bounds_is_brought_to_its_end_while_there_are_tokens(com
     jsonschema.validate(json.loads(result.text), ENDLESS[name])
 
 
-def test_a_pattern_that_wants_more_than_an_end_may_be_cut_off(compressor):
-    schema = {"type": "string", "pattern": "^[a-z ]+[.]$"}
+def test_a_value_that_needs_more_tokens_than_there_are_is_cut_off(compressor):
+    schema = {"type": "string", "pattern": "^[a-z]{300,}[.]$"}
     (result,) = generate(compressor, [prompt_of(compressor)], GenerationOptions(max_new_tokens=30, schema=schema))
     assert (len(result.ids), result.finish_reason) == (30, "length")
 
