@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Stand for the texts of two questions and an answer where a chat template is taken apart.
 _FIRST, _ANSWER, _SECOND = "ctxdocs-first", "ctxdocs-answer", "ctxdocs-second"
+# Stands for a system text that comes from outside, where an opening is taken apart.
+_SYSTEM = "ctxdocs-system"
 # Between the sources of a user's text, and between them and the question.
 _APART = "\n\n"
 # Templates that write today's date are given one that stays, so that memories can be read tomorrow: Llama 3's own.
@@ -72,6 +74,29 @@ class ChatFormat:
         base = compressor.prompt_format
         opening = base.head + (f"{system}{base.answer_end}" if system else "")
         return cls(opening, base.answer_end, base)
+
+    @classmethod
+    def around(cls, compressor: Compressor, system: str) -> ChatFormat:
+        """Return the format of a conversation whose system text, if any, comes from outside.
+
+        It is not in the format; :meth:`opening_around` says where it goes.
+        """
+        return cls.of(compressor, _SYSTEM if system else None)
+
+    def opening_around(self, system: str) -> tuple[Piece, Piece]:
+        """Return what stands in front of the system's text and behind it, of a format made by :meth:`around`.
+
+        Raises
+        ------
+        InputError
+            If the chat template has no place for a system text.
+        """
+        if not system:
+            return Piece(self.opening), Piece("")
+        before, found, after = self.opening.partition(_SYSTEM)
+        if not found:
+            raise InputError("the model's chat template has no place for a system text", "leave the system text out")
+        return Piece(before), Piece(after)
 
     @classmethod
     def of_template(cls, tokenizer: PreTrainedTokenizerBase, system: str | None = None, **variables: Any) -> ChatFormat:

@@ -32,7 +32,7 @@ _JSON = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": F
 # By this key a schema could change them, and have llguidance pass over what no grammar can express.
 _OWN_OPTIONS = "x-guidance"
 # The time to get a grammar ready grows with the square of its symbols; so many are an object of some 1,500 properties,
-# and a few tenths of a second. A state takes about 2 kB, for every value that is written; few schemas need hundreds.
+# at most. A state takes about 2 kB, for every value that is written; few schemas need hundreds.
 _MOST_SYMBOLS = 10_000
 _MOST_LEXER_STATES = 50_000
 _CACHED_GRAMMARS = 64
@@ -187,7 +187,7 @@ _vocabularies_lock = threading.Lock()
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, eos_token_ids: set[int]) -> _Vocabulary:
-    """Return a tokenizer's vocabulary, made once (it takes about a second for 100,000 tokens)."""
+    """Return a tokenizer's vocabulary, made once."""
     with _vocabularies_lock:
         known = _vocabularies.setdefault(tokenizer, {})
         key = len(tokenizer), frozenset(eos_token_ids)  # tokens may have been added since

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 Pieces: TypeAlias = "list[Memory | Piece]"
 
-# Stands for the system text where a chat format is taken apart.
-_SYSTEM = "ctxdocs-system"
 # What a template has where an answer is to begin: nothing, or a few words with a colon. It asks nothing.
 _LABEL = re.compile(r"\s*(?:\w+(?:[ \t]+\w+){0,2}[ \t]*:)?\s*")
 
@@ -178,7 +176,7 @@ class LibraryReader:
             If the question is blank, or the chat template has no place for a system text.
         """
         layout = self.layout(system)
-        before, after = opening(layout, system)
+        before, after = layout.opening_around(system)
         said, sources = self._woven(system, _frame(layout))
         pieces: Pieces = [before, *said, after]
         is_searched = not sources
@@ -231,7 +229,7 @@ class LibraryReader:
 
     def layout(self, system: str) -> ChatFormat:
         """Return what stands around the turns of a conversation."""
-        return ChatFormat.of(self.model.compressor, _SYSTEM if system else None)
+        return ChatFormat.around(self.model.compressor, system)
 
     def opening_text(self, layout: ChatFormat, system: str) -> list[Piece]:
         """Return the text in front of the first turn, without what it refers to.
@@ -242,7 +240,7 @@ class LibraryReader:
         compressor: Any = self.model.compressor
         if not any(special in text for special in compressor.tokenizer.all_special_tokens):
             return [Piece(ChatFormat.of(compressor, text or None).opening)]
-        before, after = opening(layout, system)
+        before, after = layout.opening_around(system)
         return [before, Piece(text, trusted=False), after]
 
     def opened(self, before: Piece) -> Compressor:
@@ -359,16 +357,6 @@ def source_of(chunk: Hit | StoredChunk) -> dict[str, Any]:
     else:
         place = {"source": chunk.uri, "chunk": chunk.ordinal}
     return {**place, "start_index": chunk.start, "end_index": chunk.end, "slots": chunk.slots, "tokens": chunk.tokens}
-
-
-def opening(layout: ChatFormat, system: str) -> tuple[Piece, Piece]:
-    """Return what stands in front of the system's text and behind it; the text itself comes from outside."""
-    if not system:
-        return Piece(layout.opening), Piece("")
-    before, found, after = layout.opening.partition(_SYSTEM)
-    if not found:
-        raise InputError("the model's chat template has no place for a system text", "leave the system text out")
-    return Piece(before), Piece(after)
 
 
 def _is_framed(pieces: Pieces, index: int) -> bool:

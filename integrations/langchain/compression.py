@@ -9,8 +9,9 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict
 
+from ctxdocs.integrations.chunks import MEMORY, Content
 from ctxdocs.integrations.contents import ContentMemories
-from ctxdocs.integrations.langchain.documents import MEMORY, Content, text_of, with_content
+from ctxdocs.integrations.langchain.documents import text_of, with_content
 from ctxdocs.integrations.settings import LibraryField
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 
 from ctxdocs.errors import InputError
+from ctxdocs.integrations.chunks import MEMORY, TEXT, stored_chunks
 from ctxdocs.integrations.reading import source_of
 from ctxdocs.references import References
 from ctxdocs.sharing import shared_library
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from ctxdocs.answers import Hit
     from ctxdocs.cache import StoredChunk
     from ctxdocs.library import Library
-
-#: The key under which a document's metadata hold the reference to its memory.
-MEMORY = "memory"
-#: The key under which they hold its text, where the content is the reference.
-TEXT = "text"
-#: What a document's content is.
-Content: TypeAlias = Literal["text", "memory"]
 
 
 def format_memories(documents: Sequence[Document]) -> str:
@@ -97,12 +90,8 @@ def memory_documents(library: Library | str | Path) -> Iterator[Document]:
     """
     store = shared_library(library).store
     references = References(store)
-    for document in store.documents():
-        metadata = {name: value for name, value in document.metadata.items() if isinstance(value, str | int | float)}
-        numbers = iter(store.chunk_ids([document.uri]).tolist())
-        while page := list(islice(numbers, 256)):
-            for chunk in store.chunks(page):
-                yield document_of(chunk, references, metadata)
+    for chunk, metadata in stored_chunks(store):
+        yield document_of(chunk, references, metadata)
 
 
 def document_of(chunk: Hit | StoredChunk, references: References, metadata: dict[str, Any]) -> Document:

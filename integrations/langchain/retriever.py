@@ -10,7 +10,8 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, model_validator
 
-from ctxdocs.integrations.langchain.documents import Content, document_of, with_content
+from ctxdocs.integrations.chunks import Content
+from ctxdocs.integrations.langchain.documents import document_of, with_content
 from ctxdocs.integrations.reading import LibraryReader
 from ctxdocs.integrations.searching import Search
 from ctxdocs.integrations.settings import LibraryField

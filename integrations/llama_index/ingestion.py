@@ -13,8 +13,9 @@ from pydantic import ConfigDict
 
 from ctxdocs.corpus import Document
 from ctxdocs.errors import InputError
+from ctxdocs.integrations.chunks import MEMORY
 from ctxdocs.integrations.contents import ContentMemories
-from ctxdocs.integrations.llama_index.nodes import DOCUMENT, MEMORY, text_of, with_memory
+from ctxdocs.integrations.llama_index.nodes import DOCUMENT, text_of, with_memory
 from ctxdocs.integrations.settings import LibraryField
 from ctxdocs.sharing import one_at_a_time
 

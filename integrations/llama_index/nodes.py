@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
+from ctxdocs.integrations.chunks import MEMORY, TEXT, stored_chunks
 from ctxdocs.integrations.reading import source_of
 from ctxdocs.references import References
 from ctxdocs.sharing import shared_library
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from ctxdocs.cache import StoredChunk
     from ctxdocs.library import Library
 
-#: The key under which a node's metadata hold the references to its memories.
-MEMORY = "memory"
-#: The key under which they hold its text, where the node's own is the references.
-TEXT = "text"
-#: What a node's text is.
-Content: TypeAlias = Literal["text", "memory"]
 #: The key under which they hold the id of the document that it is a part of.
 DOCUMENT = "ref_doc_id"
 
@@ -53,12 +47,8 @@ def memory_nodes(library: Library | str | Path) -> Iterator[TextNode]:
     """
     store = shared_library(library).store
     references = References(store)
-    for document in store.documents():
-        metadata = {name: value for name, value in document.metadata.items() if isinstance(value, str | int | float)}
-        numbers = iter(store.chunk_ids([document.uri]).tolist())
-        while page := list(islice(numbers, 256)):
-            for chunk in store.chunks(page):
-                yield node_of(chunk, references, metadata)
+    for chunk, metadata in stored_chunks(store):
+        yield node_of(chunk, references, metadata)
 
 
 def node_of(chunk: Hit | StoredChunk, references: References, metadata: dict[str, Any]) -> TextNode:

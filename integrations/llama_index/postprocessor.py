@@ -8,8 +8,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from pydantic import ConfigDict
 
+from ctxdocs.integrations.chunks import MEMORY, Content
 from ctxdocs.integrations.contents import ContentMemories
-from ctxdocs.integrations.llama_index.nodes import MEMORY, Content, text_of, with_content, with_memory
+from ctxdocs.integrations.llama_index.nodes import text_of, with_content, with_memory
 from ctxdocs.integrations.settings import LibraryField
 
 

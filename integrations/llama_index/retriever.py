@@ -15,7 +15,8 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ctxdocs.checks import one_of
 from ctxdocs.errors import InputError
-from ctxdocs.integrations.llama_index.nodes import Content, node_of, with_content
+from ctxdocs.integrations.chunks import Content
+from ctxdocs.integrations.llama_index.nodes import node_of, with_content
 from ctxdocs.integrations.reading import LibraryReader
 from ctxdocs.integrations.searching import Search
 from ctxdocs.library import Library

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ctxdocs.chat_format import ChatFormat
-from ctxdocs.errors import InputError, LibraryError
+from ctxdocs.errors import LibraryError
 from ctxdocs.integrations.server.errors import RequestError
 from ctxdocs.prompts import Piece, assemble, begun, encode_pieces
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ctxdocs.library import Library, Rerank, Retrieval
     from ctxdocs.memory import Memory
     from ctxdocs.prompts import Prompt
-
-# Stands for the system text where a chat format is taken apart: the text itself comes from outside.
-_SYSTEM = "ctxdocs-system"
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class Prompting:
             layout = replace(compressor.prompt_format, template="{sources}{question}", bos="tokenizer")
             prompt = layout.build(question.text, sources, tokenizer, compressor.prefix_ids)
             return Laid(self._blended(prompt, question, hits), hits, ())
-        chat = ChatFormat.of(compressor, _SYSTEM if question.system else None)
+        chat = ChatFormat.around(compressor, question.system)
         prompt = _chat_prompt(compressor, chat, question, sources)
         return Laid(self._blended(prompt, question, hits), hits, chat.turn.stop)
 
@@ -143,11 +140,12 @@ def _chat_prompt(
 ) -> Prompt:
     """Write a conversation as the model's chat format has it, the sources in front of the last question."""
     tokenizer: Any = compressor.tokenizer
-    opening = _opening(chat, question.system)
+    before, after = chat.opening_around(question.system)
+    opening = [before, Piece(question.system, trusted=False), after]
     text = "".join(piece.text for piece in opening)
     is_plain = encode_pieces(tokenizer, opening).equal(encode_pieces(tokenizer, [Piece(text)]))
     # Memories that were read behind the chat's header are read behind what this conversation begins with.
-    prefix = compressor.opened(text if is_plain else opening[0].text).prefix_ids
+    prefix = compressor.opened(text if is_plain else before.text).prefix_ids
     if is_plain and not question.turns:
         return replace(chat, opening=text).first_turn.build(question.text, sources, tokenizer, prefix)
     pieces: list[Memory | Piece] = [*opening]
@@ -156,13 +154,3 @@ def _chat_prompt(
     prompt = assemble([*pieces, *chat.turn.pieces(question.text, sources)], tokenizer)
     brings_all = prefix is None and chat.turn.bos == "template"
     return prompt if brings_all else begun(prompt, tokenizer, prefix)
-
-
-def _opening(chat: ChatFormat, system: str) -> list[Piece]:
-    """Return what stands in front of the first turn."""
-    if not system:
-        return [Piece(chat.opening)]
-    before, found, after = chat.opening.partition(_SYSTEM)
-    if not found:
-        raise InputError("the model's chat template has no place for a system text", "leave the system message out")
-    return [Piece(before), Piece(system, trusted=False), Piece(after)]
